@@ -60,4 +60,4 @@ def double_backward_product(dist: Distribution, params: Sequence[th.Tensor]) -> 
             "register one with torch.distributions.register_kl, or use another action distribution"
         ) from None
     grad_kl = flat_grad(mean_kl, params, create_graph=True)
-    return lambda v: flat_grad(grad_kl.dot(v), params, retain_graph=True)
+    return lambda v: flatten(th.autograd.grad(grad_kl, params, v, retain_graph=True, materialize_grads=True))

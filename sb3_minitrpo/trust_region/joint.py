@@ -52,8 +52,18 @@ def _per_state(values: th.Tensor) -> th.Tensor:
 
 
 def log_prob(dist: Distribution, actions: th.Tensor) -> th.Tensor:
-    """log π(a|s) of whole actions, shape ``(n,)``."""
-    return _per_state(dist.log_prob(actions))
+    """
+    log π(a|s) of whole actions, shape ``(n,)``.
+
+    :raises ValueError: if the actions do not fit: ``(n, 1)`` of them would broadcast to ``(n, n)`` log-probabilities
+    """
+    values = dist.log_prob(actions)
+    if values.shape != dist.batch_shape:
+        raise ValueError(
+            f"actions of shape {tuple(actions.shape)} have log-probabilities of shape {tuple(values.shape)}: pass actions "
+            f"of shape {tuple(dist.batch_shape + dist.event_shape)}, one for each state"
+        )
+    return _per_state(values)
 
 
 def entropy(dist: Distribution) -> th.Tensor | None:

@@ -78,5 +78,5 @@ def flat_grad(output: th.Tensor, params: Params, create_graph: bool = False, ret
     """
     params = trainable(params)
     keep = create_graph or bool(retain_graph)
-    grads = th.autograd.grad(output, params, create_graph=create_graph, retain_graph=keep, allow_unused=True)
-    return flatten([th.zeros_like(param) if grad is None else grad for param, grad in zip(params, grads, strict=True)])
+    grads = th.autograd.grad(output, params, create_graph=create_graph, retain_graph=keep, materialize_grads=True)
+    return flatten(grads)

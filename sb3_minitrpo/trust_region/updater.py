@@ -224,7 +224,7 @@ class TRPOUpdater:
 
     def _start(self, batch: Batch) -> Start:
         """L, g and π₀ at θ₀, from one pass forward and one back."""
-        dist = self._distribution(batch.states)
+        dist = self._distribution(batch.states, n=len(batch.advantages))
         surrogate, entropy = self._surrogate(dist, batch, with_entropy=True)
         candidates = trainable(self.policy)
         if not (surrogate.requires_grad and candidates):
@@ -248,23 +248,23 @@ class TRPOUpdater:
             old_dist=joint.snapshot(dist),
         )
 
-    def _distribution(self, states: States) -> Distribution:
+    def _distribution(self, states: States, n: int) -> Distribution:
         dist = self.dist(states)
         if not isinstance(dist, Distribution):
             raise ValueError(
                 f"the policy gave a {type(dist).__name__} where an action distribution was expected: "
                 "return a torch.distributions.Distribution"
             )
+        if dist.batch_shape[:1] != (n,):
+            raise ValueError(
+                f"the action distribution of {n} states has batch shape {tuple(dist.batch_shape)}: "
+                f"dist(states) must give one distribution for each state, of batch shape ({n},)"
+            )
         return dist
 
     def _surrogate(self, dist: Distribution, batch: Batch, with_entropy: bool) -> tuple[th.Tensor, th.Tensor]:
         """L plus the entropy bonus, and the mean entropy (0 if neither asked for nor needed)."""
         logp = joint.log_prob(dist, batch.actions)
-        if logp.shape != batch.old_logp.shape:
-            raise ValueError(
-                f"log_prob of {tuple(batch.actions.shape)} actions has shape {tuple(logp.shape)}, expected "
-                f"{tuple(batch.old_logp.shape)}: dist(states) must be one distribution per state"
-            )
         ratio = th.exp(logp - batch.old_logp)
         surrogate = (batch.advantages * ratio).mean()
         if not (with_entropy or self.config.ent_coef):
@@ -282,7 +282,8 @@ class TRPOUpdater:
         if every == 1:
             dist, n = start.dist, len(batch.advantages)
         else:
-            dist, n = self._distribution(_thinned(batch.states, every)), len(batch.advantages[::every])
+            n = len(batch.advantages[::every])
+            dist = self._distribution(_thinned(batch.states, every), n)
         fisher = fisher_product(dist, start.params, n)
         return lambda v: self.average(fisher(v), n) + self.config.cg_damping * v
 
