@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_minitrpo.critic import CriticFit, fit_critic
 from sb3_minitrpo.distributions import action_distribution
 from sb3_minitrpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_minitrpo.rollout import check_rollout
+from sb3_minitrpo.rollout import check_rollout, collect_fast, collects_fast
 from sb3_minitrpo.trust_region import StepInfo, TRPOConfig, TRPOUpdater
 from sb3_minitrpo.trust_region.updater import check_setting
 
@@ -36,6 +36,7 @@ STEP_SETTINGS = {
     "ent_coef": "ent_coef",
     "sub_sampling_factor": "sub_sampling_factor",
 }
+SMALLEST_KL = 1e-12
 
 
 class MiniTRPO(OnPolicyAlgorithm):
@@ -86,6 +87,9 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param line_search_accept_ratio: The line search accepts a step if it brings at least this part of the improvement
         that the gradient promises (0 accepts any improvement, as ``sb3_contrib.TRPO`` does)
     :param ent_coef: Weight of the policy's entropy in the objective, per nat
+    :param fast_rollouts: Collect with a NumPy copy of the forward pass where the policy is Stable-Baselines3's own MLP
+        policy on a CPU, without gSDE, and the rollout buffer its own; everything else takes Stable-Baselines3's loop, as
+        does all with ``False``
     :raises ValueError: for an argument that cannot work, with its value and what to do
     """
 
@@ -126,6 +130,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         line_search_accept_ratio: float = 0.1,
         ent_coef: float = 0.0,
+        fast_rollouts: bool = True,
     ):
         if env is not None:
             env = maybe_make_env(env, verbose)
@@ -162,6 +167,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
+        self.fast_rollouts = fast_rollouts
         if _init_setup_model:
             self._setup_model()
 
@@ -199,6 +205,8 @@ class MiniTRPO(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         try:
+            if self.fast_rollouts and collects_fast(self):
+                return collect_fast(self, env, callback, rollout_buffer, n_rollout_steps)
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             # An observation of NaN ends in an error of torch's or the environment's: say where it comes from instead
@@ -225,9 +233,15 @@ class MiniTRPO(OnPolicyAlgorithm):
 
     def _step_config(self) -> TRPOConfig:
         settings = {field: getattr(self, argument) for argument, field in STEP_SETTINGS.items()}
-        settings["max_kl"] = self.target_kl_schedule(self._current_progress_remaining)
-        check_setting("max_kl", settings["max_kl"], name="target_kl")
+        settings["max_kl"] = self._current_target_kl()
         return TRPOConfig(**settings)
+
+    def _current_target_kl(self) -> float:
+        # The last rollout may overshoot the total, and schedules commonly end in zero: there, nothing moves
+        value = self.target_kl_schedule(max(self._current_progress_remaining, 0.0))
+        value = SMALLEST_KL if value == 0.0 else value
+        check_setting("max_kl", value, name="target_kl")
+        return value
 
     def _actions(self, data: RolloutBufferSamples) -> th.Tensor:
         # The buffer keeps actions as float32 of shape (n, act_dim)
@@ -261,7 +275,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         record("train/entropy", step.entropy)
         record("train/is_critic_success", float(critic.accepted))
         if callable(self.target_kl):
-            record("train/target_kl", self.target_kl_schedule(self._current_progress_remaining))
+            record("train/target_kl", self._current_target_kl())
         if hasattr(self.policy, "log_std"):
             record("train/std", th.exp(self.policy.log_std).mean().item())
         record("train/n_updates", self._n_updates, exclude="tensorboard")
