@@ -1,7 +1,9 @@
 """Value regression: the critic's half of an update."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy, regression_gradient
+
+Gradient = Callable[[th.Tensor], th.Tensor | float]  # rows of a minibatch ↦ its loss, the gradient left in .grad
 
 
 class CriticFit(NamedTuple):
@@ -31,6 +37,7 @@ def fit_critic(
     returns: th.Tensor,
     batch_size: int,
     n_epochs: int,
+    fast: bool = True,
 ) -> CriticFit:
     """
     Lower mean (V(s) − R)² by minibatch steps of ``policy.optimizer``, without moving the policy.
@@ -45,32 +52,94 @@ def fit_critic(
     :param returns: R, shape ``(n,)``
     :param batch_size: size of a minibatch; the last of an epoch may be smaller
     :param n_epochs: passes over the data, each in a new order drawn from NumPy's generator, as the rollout buffer does
+    :param fast: differentiate the stock MLP in NumPy instead of torch, to the same result
     """
     optimizer = policy.optimizer
     actor = {id(param) for param in actor_params}
     params = [param for param in policy.parameters() if param.requires_grad and id(param) not in actor]
     before = copy.deepcopy((policy.state_dict(), optimizer.state_dict()))
-
-    policy.set_training_mode(True)
-    for module in stateful_actor_modules(policy, observations):
-        module.train(False)
+    stock = numpy_policy(policy) if fast else None
+    gradient = gradient_by_torch(policy, params, observations, returns)
+    if stock is not None and len(params) == 2 * len(stock.critic):  # nothing of it is frozen or the actor's
+        gradient = gradient_in_numpy(stock, observations, returns)
 
     losses = []
-    for _ in range(n_epochs):
-        for rows in th.from_numpy(np.random.permutation(len(returns))).to(returns.device).split(batch_size):
-            loss = F.mse_loss(policy.predict_values(take(observations, rows)).flatten(), returns[rows])
-            optimizer.zero_grad()
-            loss.backward(inputs=params)
-            optimizer.step()
-            losses.append(loss.detach())
-    policy.set_training_mode(False)
+    with training_mode(policy, observations), fused(optimizer), np.errstate(over="ignore", invalid="ignore"):
+        optimizer.zero_grad()
+        for _ in range(n_epochs):
+            order = th.from_numpy(np.random.permutation(len(returns))).to(returns.device)
+            for rows in order.split(batch_size):
+                losses.append(gradient(rows))
+                optimizer.step()
+        optimizer.zero_grad()
 
-    mean_loss = float(th.stack(losses).mean()) if losses else float("nan")
-    if not all_finite(policy.state_dict(), optimizer.state_dict()):
+    loss = float(sum(losses) / len(losses)) if losses else math.nan
+    accepted = all_finite(policy.state_dict(), optimizer.state_dict())
+    if not accepted:
         policy.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
-        return CriticFit(mean_loss, accepted=False)
-    return CriticFit(mean_loss, accepted=True)
+    return CriticFit(loss, accepted)
+
+
+def gradient_by_torch(
+    policy: ActorCriticPolicy, params: Sequence[nn.Parameter], observations: PyTorchObs, returns: th.Tensor
+) -> Gradient:
+    def gradient(rows: th.Tensor) -> th.Tensor:
+        loss = F.mse_loss(policy.predict_values(take(observations, rows)).flatten(), returns[rows])
+        for param, grad in zip(params, th.autograd.grad(loss, params, allow_unused=True), strict=True):
+            param.grad = grad
+        return loss.detach()
+
+    return gradient
+
+
+def gradient_in_numpy(policy: NumpyPolicy, observations: PyTorchObs, returns: th.Tensor) -> Gradient:
+    assert isinstance(observations, th.Tensor)  # the stock MLP policy takes no dictionaries
+    x, targets = flat(observations.numpy()), returns.numpy()
+
+    def gradient(rows: th.Tensor) -> float:
+        return regression_gradient(policy.critic, x[rows.numpy()], targets[rows.numpy()])
+
+    return gradient
+
+
+@contextmanager
+def training_mode(policy: ActorCriticPolicy, observations: PyTorchObs) -> Iterator[None]:
+    """Training mode, but for modules with buffers that the action distribution runs through; evaluation mode afterwards."""
+    policy.set_training_mode(False)
+    shared = stateful_actor_modules(policy, take(observations, th.zeros(1, dtype=th.long)))
+    policy.set_training_mode(True)
+    for module in shared:
+        module.train(False)
+    yield
+    policy.set_training_mode(False)
+
+
+def stateful_actor_modules(policy: ActorCriticPolicy, observations: PyTorchObs) -> list[nn.Module]:
+    """The modules with buffers that an evaluation of the action distribution runs through, found by running it."""
+    stateful = [module for module in policy.modules() if any(True for _ in module.buffers(recurse=False))]
+    ran: list[nn.Module] = []
+    hooks = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for module in stateful]
+    if stateful:
+        with th.no_grad():
+            policy.get_distribution(observations)
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+@contextmanager
+def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """Let Adam on a CPU step with torch's fused kernel, where its owner has not chosen how it is to step."""
+    groups = []
+    if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
+        groups = [group for group in optimizer.param_groups if group["fused"] is None and group["foreach"] is None]
+        groups = [group for group in groups if all(param.device.type == "cpu" for param in group["params"])]
+    for group in groups:
+        group["fused"] = True
+    yield
+    for group in groups:
+        group["fused"] = None
 
 
 def take(observations: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
@@ -80,31 +149,11 @@ def take(observations: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
     return observations[rows]
 
 
-def stateful_actor_modules(policy: ActorCriticPolicy, observations: PyTorchObs) -> list[nn.Module]:
-    """The modules with buffers that an evaluation of the action distribution runs through, found by running it."""
-    stateful = [module for module in policy.modules() if any(True for _ in module.buffers(recurse=False))]
-    ran: list[nn.Module] = []
-    hooks = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for module in stateful]
-    if stateful:
-        run_in_evaluation_mode(policy, lambda: policy.get_distribution(take(observations, th.zeros(1, dtype=th.long))))
-    for hook in hooks:
-        hook.remove()
-    return ran
-
-
-@th.no_grad()
-def run_in_evaluation_mode(policy: ActorCriticPolicy, function: Callable[[], Any]) -> None:
-    policy.set_training_mode(False)
-    function()
-    policy.set_training_mode(True)
-
-
 def all_finite(*states: Any) -> bool:
     """Whether every number of some state dictionaries, however nested, is finite."""
     for state in states:
-        if isinstance(state, Mapping):
-            if not all_finite(*state.values()):
-                return False
-        elif isinstance(state, th.Tensor) and not bool(state.isfinite().all()):
+        if isinstance(state, Mapping) and not all_finite(*state.values()):
+            return False
+        if isinstance(state, th.Tensor) and not bool(state.isfinite().all()):
             return False
     return True

@@ -87,9 +87,8 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param line_search_accept_ratio: The line search accepts a step if it brings at least this part of the improvement
         that the gradient promises (0 accepts any improvement, as ``sb3_contrib.TRPO`` does)
     :param ent_coef: Weight of the policy's entropy in the objective, per nat
-    :param fast_rollouts: Collect with a NumPy copy of the forward pass where the policy is Stable-Baselines3's own MLP
-        policy on a CPU, without gSDE, and the rollout buffer its own; everything else takes Stable-Baselines3's loop, as
-        does all with ``False``
+    :param fast_path: Collect rollouts and fit the critic in NumPy where the policy is Stable-Baselines3's own MLP policy,
+        on a CPU, without gSDE. Everything else goes by torch and Stable-Baselines3's loop, as does all with ``False``.
     :raises ValueError: for an argument that cannot work, with its value and what to do
     """
 
@@ -130,7 +129,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         line_search_accept_ratio: float = 0.1,
         ent_coef: float = 0.0,
-        fast_rollouts: bool = True,
+        fast_path: bool = True,
     ):
         if env is not None:
             env = maybe_make_env(env, verbose)
@@ -167,7 +166,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
-        self.fast_rollouts = fast_rollouts
+        self.fast_path = fast_path
         if _init_setup_model:
             self._setup_model()
 
@@ -205,7 +204,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         try:
-            if self.fast_rollouts and collects_fast(self):
+            if self.fast_path and collects_fast(self):
                 return collect_fast(self, env, callback, rollout_buffer, n_rollout_steps)
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
@@ -225,7 +224,13 @@ class MiniTRPO(OnPolicyAlgorithm):
         updater = TRPOUpdater(self.policy, self._step_config(), dist=partial(action_distribution, self.policy))
         step = updater.step(data.observations, self._actions(data), self._advantages(data), data.old_log_prob)
         critic = fit_critic(
-            self.policy, updater.params, data.observations, data.returns, self.batch_size, self.n_critic_updates
+            self.policy,
+            updater.params,
+            data.observations,
+            data.returns,
+            batch_size=self.batch_size,
+            n_epochs=self.n_critic_updates,
+            fast=self.fast_path,
         )
 
         self._n_updates += 1

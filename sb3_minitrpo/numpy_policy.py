@@ -7,6 +7,7 @@ tenth of it. Only what Stable-Baselines3 builds by itself is known here; :func:`
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -24,12 +25,18 @@ def sigmoid(x: Array) -> Array:
     return 0.5 + 0.5 * np.tanh(0.5 * x)  # does not overflow
 
 
+class Activation(NamedTuple):
+    """A function and its derivative, the latter from the function's value."""
+
+    value: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+
+
 # Only such as have no settings of their own
-ACTIVATIONS: dict[type[nn.Module], Callable[[Array], Array]] = {
-    nn.Tanh: np.tanh,
-    nn.ReLU: lambda x: np.maximum(x, 0.0),
-    nn.Sigmoid: sigmoid,
-    nn.SiLU: lambda x: x * sigmoid(x),
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: Activation(np.tanh, lambda y: 1.0 - y * y),
+    nn.ReLU: Activation(lambda x: np.maximum(x, 0.0), lambda y: y > 0.0),
+    nn.Sigmoid: Activation(sigmoid, lambda y: y * (1.0 - y)),
 }
 
 
@@ -118,32 +125,64 @@ class NumpyPolicy:
         :return: actions, values ``(n, 1)`` and log-probabilities ``(n,)``; the latter two as tensors, as the policy gives them
         :raises ValueError: where torch's distributions would refuse their parameters
         """
-        x = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+        x = flat(observations)
         actions, log_probs = self.head.act(apply(self.actor, x), noise)
         if not np.isfinite(log_probs).all():
             raise ValueError(f"log-probabilities of actions are not finite: {log_probs}")
         return actions, th.from_numpy(apply(self.critic, x)), th.from_numpy(log_probs)
 
 
-Layer = tuple[Array, Array, Callable[[Array], Array] | None]
+def flat(observations: Array) -> Array:
+    """What the flatten extractor makes of observations, shape ``(n, features)``."""
+    return observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+
+
+class Layer(NamedTuple):
+    """A linear layer and what follows it. The arrays share the memory of the parameters."""
+
+    linear: nn.Linear
+    weight: Array  # (out, in)
+    bias: Array
+    activation: Activation | None
 
 
 def layers_of(hidden: nn.Sequential, last: nn.Module) -> list[Layer]:
-    """Weight (transposed), bias and activation of each linear layer; the arrays share the memory of the parameters."""
     modules = [*hidden, last]
-    layers = []
-    for module, following in zip(modules, [*modules[1:], None], strict=True):
-        if isinstance(module, nn.Linear):
-            layers.append((module.weight.detach().numpy().T, module.bias.detach().numpy(), ACTIVATIONS.get(type(following))))
-    return layers
+    return [
+        Layer(module, module.weight.detach().numpy(), module.bias.detach().numpy(), ACTIVATIONS.get(type(following)))
+        for module, following in zip(modules, [*modules[1:], None], strict=True)
+        if isinstance(module, nn.Linear)
+    ]
 
 
 def apply(layers: Sequence[Layer], x: Array) -> Array:
-    for weight, bias, activation in layers:
-        x = x @ weight + bias
+    for _, weight, bias, activation in layers:
+        x = x @ weight.T + bias
         if activation is not None:
-            x = activation(x)
+            x = activation.value(x)
     return x
+
+
+def regression_gradient(layers: Sequence[Layer], x: Array, targets: Array) -> float:
+    """
+    mean (V(x) − R)², with its gradient in each parameter put into ``.grad``.
+
+    :param layers: V, with one output
+    :param x: shape ``(n, in)``
+    :param targets: R, shape ``(n,)``
+    """
+    outputs = [x]
+    for layer in layers:
+        outputs.append(apply([layer], outputs[-1]))
+    error = outputs[-1][:, 0] - targets
+    delta = (error * np.float32(2.0 / len(x)))[:, None]  # ∂loss/∂(weight · input + bias) of a layer, from the last one back
+    for i in reversed(range(len(layers))):
+        layers[i].linear.weight.grad = th.from_numpy(delta.T @ outputs[i])
+        layers[i].linear.bias.grad = th.from_numpy(delta.sum(axis=0))
+        before = layers[i - 1].activation if i > 0 else None
+        if before is not None:
+            delta = (delta @ layers[i].weight) * before.slope(outputs[i])
+    return float(error.dot(error)) / len(x)
 
 
 def numpy_policy(policy: ActorCriticPolicy) -> NumpyPolicy | None:

@@ -69,6 +69,8 @@ def collect_fast(
         self._update_info_buffer(infos, dones)
         n_steps += 1
 
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.reshape(-1, 1)
         if dones.any():
             bootstrap_timeouts(self, rewards, dones, infos)
         store(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)  # type: ignore
@@ -137,12 +139,12 @@ def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: np.ndarray
 def check_rollout(buffer: RolloutBuffer, last_obs: Observations | None) -> None:
     """
     :param buffer: the rollouts, complete or interrupted
-    :param last_obs: the observation that followed the last step of the buffer
+    :param last_obs: the observation behind the last step of the buffer
     :raises NonFiniteError: for the first quantity, in the order of cause and effect, that holds a NaN or an infinity
     """
     names = ["observations", "actions", "rewards", "values", "log_probs", "advantages", "returns"]
     collected = buffer.buffer_size if buffer.full else buffer.pos
-    _check("observations", last_obs, lambda env, *_: f"after step {collected} of environment {env}")
+    _check("observations", last_obs, lambda env, *_: f"at step {collected} of environment {env} in this rollout")
     for name in names:
         _check(name, getattr(buffer, name, None), _place(buffer))
 
