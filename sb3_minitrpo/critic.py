@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy, regression_gradient
+from sb3_minitrpo.trust_region.states import take
 
 Gradient = Callable[[th.Tensor], th.Tensor | float]  # rows of a minibatch ↦ its loss, the gradient left in .grad
 
@@ -107,7 +108,7 @@ def gradient_in_numpy(policy: NumpyPolicy, observations: PyTorchObs, returns: th
 def training_mode(policy: ActorCriticPolicy, observations: PyTorchObs) -> Iterator[None]:
     """Training mode, but for modules with buffers that the action distribution runs through; evaluation mode afterwards."""
     policy.set_training_mode(False)
-    shared = stateful_actor_modules(policy, take(observations, th.zeros(1, dtype=th.long)))
+    shared = stateful_actor_modules(policy, take(observations, slice(0, 1)))
     policy.set_training_mode(True)
     for module in shared:
         module.train(False)
@@ -140,13 +141,6 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     yield
     for group in groups:
         group["fused"] = None
-
-
-def take(observations: PyTorchObs, rows: th.Tensor) -> PyTorchObs:
-    """Some of the observations, which may be a dictionary."""
-    if isinstance(observations, Mapping):
-        return {key: value[rows] for key, value in observations.items()}
-    return observations[rows]
 
 
 def all_finite(*states: Any) -> bool:

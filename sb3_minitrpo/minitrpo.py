@@ -30,6 +30,7 @@ STEP_SETTINGS = {
     "target_kl": "max_kl",
     "cg_max_steps": "cg_iters",
     "cg_damping": "cg_damping",
+    "cg_residual_tol": "residual_tol",
     "line_search_shrinking_factor": "backtrack_coeff",
     "line_search_max_iter": "backtrack_iters",
     "line_search_accept_ratio": "accept_ratio",
@@ -87,6 +88,8 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param line_search_accept_ratio: The line search accepts a step if it brings at least this part of the improvement
         that the gradient promises (0 accepts any improvement, as ``sb3_contrib.TRPO`` does)
     :param ent_coef: Weight of the policy's entropy in the objective, per nat
+    :param cg_residual_tol: The solver stops at ‖g − (F + λI)x‖ ≤ cg_residual_tol · ‖g‖, which a small network reaches in
+        fewer than ``cg_max_steps`` products
     :param fast_path: Collect rollouts and fit the critic in NumPy where the policy is Stable-Baselines3's own MLP policy,
         on a CPU, without gSDE. Everything else goes by torch and Stable-Baselines3's loop, as does all with ``False``.
     :raises ValueError: for an argument that cannot work, with its value and what to do
@@ -129,6 +132,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
         line_search_accept_ratio: float = 0.1,
         ent_coef: float = 0.0,
+        cg_residual_tol: float = 1e-4,
         fast_path: bool = True,
     ):
         if env is not None:
@@ -159,6 +163,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
+        self.cg_residual_tol = cg_residual_tol
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.line_search_accept_ratio = line_search_accept_ratio

@@ -11,7 +11,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_minitrpo.numpy_policy import numpy_policy
-from sb3_minitrpo.trust_region.checks import named_tensors, require_finite
+from sb3_minitrpo.trust_region.checks import require_finite
+from sb3_minitrpo.trust_region.states import named_tensors
 
 Observations = np.ndarray | dict[str, np.ndarray]
 

@@ -1,20 +1,12 @@
 """Errors that say which value is wrong, where it stands, and what to do."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch as th
 
 
 class NonFiniteError(ValueError):
     """A NaN or an infinity in the data of an update. Raised before anything is changed."""
-
-
-def named_tensors(name: str, values: Any) -> list[tuple[str, th.Tensor]]:
-    """The tensors of an observation, each with a name: one, or one for each key of a dictionary."""
-    if isinstance(values, Mapping):
-        return [(f"{name}[{key!r}]", value) for key, value in values.items()]
-    return [(name, values)]
 
 
 def require_finite(name: str, values: th.Tensor, where: Callable[..., str]) -> None:

@@ -1,7 +1,7 @@
 """One update of Trust Region Policy Optimization, on a batch of rollouts from anywhere."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributions import Distribution
 
 from sb3_minitrpo.trust_region import joint
-from sb3_minitrpo.trust_region.checks import named_tensors, require_finite
+from sb3_minitrpo.trust_region.checks import require_finite
 from sb3_minitrpo.trust_region.conjugate_gradient import solve
 from sb3_minitrpo.trust_region.fisher import Product, fisher_product
 from sb3_minitrpo.trust_region.line_search import backtracking_line_search
 from sb3_minitrpo.trust_region.parameters import flat_params, flatten, set_flat_params, trainable
+from sb3_minitrpo.trust_region.states import States, named_tensors, take
 
-States = Any  # a tensor, or a dictionary of tensors; the first dimension counts states
 Average = Callable[[th.Tensor, int], th.Tensor]
 
 
@@ -279,12 +279,12 @@ class TRPOUpdater:
     def _product(self, start: Start, batch: Batch) -> Product:
         """v ↦ (F + λI) v, with F averaged over every k-th state."""
         every = self.config.sub_sampling_factor
-        if every == 1:
-            dist, n = start.dist, len(batch.advantages)
-        else:
-            n = len(batch.advantages[::every])
-            dist = self._distribution(_thinned(batch.states, every), n)
-        fisher = fisher_product(dist, start.params, n)
+        states, dist = batch.states, start.dist
+        n = len(batch.advantages[::every])
+        if every > 1:
+            states = take(states, slice(None, None, every))
+            dist = self._distribution(states, n)
+        fisher = fisher_product(self.policy, self.dist, states, dist, start.params)
         return lambda v: self.average(fisher(v), n) + self.config.cg_damping * v
 
     def _search(self, batch: Batch, start: Start, full_step: th.Tensor, info: StepInfo) -> StepInfo:
@@ -359,9 +359,3 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _thinned(states: States, every: int) -> States:
-    if isinstance(states, Mapping):
-        return {key: value[::every] for key, value in states.items()}
-    return states[::every]
