@@ -165,6 +165,11 @@ class MiniTRPO(OnPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    @property
+    def stats_window_size(self) -> int:
+        """The argument, which Stable-Baselines3 keeps under a private name."""
+        return self._stats_window_size
+
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
