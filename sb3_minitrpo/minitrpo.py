@@ -254,8 +254,10 @@ class MiniTRPO(OnPolicyAlgorithm):
         record("train/explained_variance", explained_variance(values, returns))
         record("train/is_line_search_success", float(step.accepted))
         record("train/step_outcome", step.outcome, exclude="tensorboard")
-        if step.accepted:  # after a refused step there is no divergence to report
+        if step.accepted:
             record("train/kl_divergence_loss", step.kl)
+        else:  # there is no divergence to report, nor is that of an earlier update, not yet written out, this one's
+            self.logger.name_to_value.pop("train/kl_divergence_loss", None)
         record("train/step_norm", step.step_size)
         record("train/actual_improvement", step.improve)
         record("train/expected_improvement", step.expected_improve)
