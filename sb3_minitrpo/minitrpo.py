@@ -94,7 +94,6 @@ class MiniTRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    target_kl_schedule: Schedule
 
     def __init__(
         self,
@@ -173,7 +172,6 @@ class MiniTRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
-        self.target_kl_schedule = FloatSchedule(self.target_kl)
         for method in ("get_distribution", "predict_values"):
             if not hasattr(self.policy, method):
                 raise ValueError(
@@ -230,9 +228,13 @@ class MiniTRPO(OnPolicyAlgorithm):
 
     def _step_config(self) -> TRPOConfig:
         settings = {field: getattr(self, argument) for argument, field in STEP_SETTINGS.items()}
-        settings["max_kl"] = self.target_kl_schedule(self._current_progress_remaining)
+        settings["max_kl"] = self._current_target_kl()
         check_setting("max_kl", settings["max_kl"], name="target_kl")
         return TRPOConfig(**settings)
+
+    def _current_target_kl(self) -> float:
+        """Read anew for each update, as the other settings are: they may be changed between two calls of ``learn``."""
+        return FloatSchedule(self.target_kl)(self._current_progress_remaining)
 
     def _actions(self, data: RolloutBufferSamples) -> th.Tensor:
         # The buffer keeps actions as float32 of shape (n, act_dim)
@@ -268,7 +270,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         record("train/entropy", step.entropy)
         record("train/is_critic_success", float(critic.accepted))
         if callable(self.target_kl):
-            record("train/target_kl", self.target_kl_schedule(self._current_progress_remaining))
+            record("train/target_kl", self._current_target_kl())
         if hasattr(self.policy, "log_std"):
             record("train/std", th.exp(self.policy.log_std).mean().item())
         record("train/n_updates", self._n_updates, exclude="tensorboard")
