@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -43,6 +44,9 @@ class ReachEnv(gym.Env):
         self.point = self.np_random.uniform(-1.0, 1.0, 3).astype(np.float32)
         return self.point
 
+
+# Settings for a few updates in no time
+SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0, "device": "cpu"}
 
 # One environment for each action space, and so for each action distribution
 ACTION_SPACES: dict[str, Callable[[], gym.Env]] = {
@@ -117,6 +121,36 @@ class ScaledReturns(RolloutBuffer):
     def compute_returns_and_advantage(self, *args: Any, **kwargs: Any) -> None:
         self.computed += 1
         super().compute_returns_and_advantage(*args, **kwargs)
+
+
+def other_than_default(folder: Path) -> dict[str, Any]:
+    """Every argument of MiniTRPO that is a setting, each with a value that is not its default."""
+    return {
+        "learning_rate": lambda progress: 1e-3 * progress,
+        "n_steps": 32,
+        "batch_size": 16,
+        "gamma": 0.9,
+        "cg_max_steps": 7,
+        "cg_damping": 0.2,
+        "line_search_shrinking_factor": 0.5,
+        "line_search_max_iter": 6,
+        "n_critic_updates": 3,
+        "gae_lambda": 0.8,
+        "use_sde": True,
+        "sde_sample_freq": 4,
+        "rollout_buffer_class": ScaledReturns,
+        "rollout_buffer_kwargs": {"reward_scale": 2.0},
+        "normalize_advantage": False,
+        "target_kl": lambda progress: 0.02 * progress + 0.01,
+        "sub_sampling_factor": 2,
+        "stats_window_size": 10,
+        "tensorboard_log": str(folder),
+        "policy_kwargs": {"net_arch": [8]},
+        "verbose": 0,
+        "seed": 3,
+        "line_search_accept_ratio": 0.3,
+        "ent_coef": 0.01,
+    }
 
 
 def twin(model: OnPolicyAlgorithm) -> ActorCriticPolicy:

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from sb3_minitrpo import MiniTRPO
 from tests.helpers import (
     ACTION_SPACES,
+    SMALL,
     NoisyExtractor,
     ReachEnv,
     ScaledReturns,
@@ -26,6 +27,7 @@ from tests.helpers import (
     assert_trust_region_kept,
     distribution,
     moved,
+    other_than_default,
     same_state,
     train_log,
     weights,
@@ -33,7 +35,6 @@ from tests.helpers import (
     with_start_of,
 )
 
-SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0, "device": "cpu"}
 EXTRACTORS = {"value_named": ValueNamedExtractor, "noisy": NoisyExtractor}
 
 
@@ -53,39 +54,9 @@ def test_learn_is_that_of_contrib():
     assert list(parameters_of(MiniTRPO.learn)) == list(parameters_of(sb3_contrib.TRPO.learn))
 
 
-def other_than_default(tmp_path: Any) -> dict[str, Any]:
-    return {
-        "learning_rate": lambda progress: 1e-3 * progress,
-        "n_steps": 32,
-        "batch_size": 16,
-        "gamma": 0.9,
-        "cg_max_steps": 7,
-        "cg_damping": 0.2,
-        "line_search_shrinking_factor": 0.5,
-        "line_search_max_iter": 6,
-        "n_critic_updates": 3,
-        "gae_lambda": 0.8,
-        "use_sde": True,
-        "sde_sample_freq": 4,
-        "rollout_buffer_class": ScaledReturns,
-        "rollout_buffer_kwargs": {"reward_scale": 2.0},
-        "normalize_advantage": False,
-        "target_kl": lambda progress: 0.02 * progress + 0.01,
-        "sub_sampling_factor": 2,
-        "stats_window_size": 10,
-        "tensorboard_log": str(tmp_path),
-        "policy_kwargs": {"net_arch": [8]},
-        "verbose": 0,
-        "seed": 3,
-        "line_search_accept_ratio": 0.3,
-        "ent_coef": 0.01,
-    }
-
-
 def test_every_argument_is_an_attribute(tmp_path):
     arguments = other_than_default(tmp_path)
-    wrapped_or_built = {"self", "policy", "env", "device", "_init_setup_model"}
-    assert arguments.keys() == parameters_of(MiniTRPO).keys() - wrapped_or_built
+    assert arguments.keys() == parameters_of(MiniTRPO).keys() - {"policy", "env", "device", "_init_setup_model"}
     model = MiniTRPO("MlpPolicy", ReachEnv(), device="cpu", **arguments)
     for name, value in arguments.items():
         assert getattr(model, name) == value, name
@@ -281,6 +252,18 @@ def test_target_kl_may_be_a_schedule():
     kls = [update.kl for update in assert_trust_region_kept(model)]
     assert kls == sorted(kls, reverse=True)
     assert kls[0] > 10 * kls[-1]
+
+
+def test_settings_may_be_changed_between_trainings():
+    """As with contrib's TRPO, an attribute that is set anew is what the next update goes by."""
+    model = WatchedTRPO("MlpPolicy", ReachEnv(), **SMALL, target_kl=0.05, cg_max_steps=10)
+    model.learn(64)
+    model.target_kl, model.cg_max_steps = 1e-4, 2
+    model.learn(64)
+    first, second = assert_trust_region_kept(model)
+    assert first.kl > 1e-3
+    assert second.bound == 1e-4
+    assert (first.log["cg_iterations"], second.log["cg_iterations"]) == (10, 2)
 
 
 def test_target_kl_schedule_that_ends_at_zero_is_told():
