@@ -56,7 +56,7 @@ def fit_critic(
         module.train(False)
 
     losses = []
-    for _ in range(n_epochs):
+    for _ in range(n_epochs if params else 0):  # all of the critic may be frozen, or shared with the actor
         for rows in th.from_numpy(np.random.permutation(len(returns))).to(returns.device).split(batch_size):
             loss = F.mse_loss(policy.predict_values(take(observations, rows)).flatten(), returns[rows])
             optimizer.zero_grad()
