@@ -141,6 +141,25 @@ def test_trust_region_is_kept_over_a_whole_training(env_id, kwargs):
     assert len(assert_trust_region_kept(model)) >= 36
 
 
+@pytest.mark.parametrize("frozen", ["features_extractor", "critic"])
+def test_parameters_that_the_user_froze_stay(frozen):
+    model = with_rollout(WatchedTRPO("MlpPolicy", ReachEnv(), policy_kwargs=extractor("value_named", share=True), **SMALL))
+    actor = actor_names(model)
+    names = {
+        name
+        for name, _ in model.policy.named_parameters()
+        if (name not in actor if frozen == "critic" else name.startswith("features_extractor"))
+    }
+    for name in names:
+        model.policy.get_parameter(name).requires_grad_(False)
+    before = weights(model)
+    model.train()
+    assert_trust_region_kept(model)
+    changed = moved(before, weights(model))
+    assert not changed & names
+    assert changed >= actor - names
+
+
 # A step so long that what the gradient promises for it is more than there is to gain
 REFUSED: dict[str, Any] = {"target_kl": 1e3, "line_search_accept_ratio": 0.999}
 
