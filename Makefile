@@ -17,7 +17,7 @@ train: install
 	$(BIN)/python scripts/train.py --env $(ENV) --steps $(STEPS)
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check .

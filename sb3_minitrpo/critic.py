@@ -15,16 +15,18 @@ from torch.nn import functional as F
 
 from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy, regression_gradient
 from sb3_minitrpo.trust_region.states import take
+from sb3_minitrpo.trust_region.updater import evaluation_mode
 
 Gradient = Callable[[th.Tensor], th.Tensor | float]  # rows of a minibatch ↦ its loss, the gradient left in .grad
 
 
 class CriticFit(NamedTuple):
     """
-    What :func:`fit_critic` did.
+    What a fit of the critic did.
 
-    :param loss: mean squared error, averaged over the minibatches as they were met
-    :param accepted: ``False`` if a weight or the optimizer's state became infinite or NaN: all are then as before
+    :param loss: mean (V − R)², over the minibatches as they were met, or at the end of Gauss-Newton steps
+    :param accepted: ``False`` if a weight or the optimizer's state became infinite or NaN, and all are as before; of
+        Gauss-Newton steps, if none was taken
     """
 
     loss: float
@@ -33,7 +35,7 @@ class CriticFit(NamedTuple):
 
 def fit_critic(
     policy: ActorCriticPolicy,
-    actor_params: Iterable[th.Tensor],
+    params: Sequence[nn.Parameter],
     observations: PyTorchObs,
     returns: th.Tensor,
     batch_size: int,
@@ -43,12 +45,11 @@ def fit_critic(
     """
     Lower mean (V(s) − R)² by minibatch steps of ``policy.optimizer``, without moving the policy.
 
-    Only parameters that the action distribution does not depend on are differentiated and moved. The critic is in
-    training mode, but for modules that the action distribution runs through and that hold buffers: the running
-    statistics of a shared batch normalisation would move the policy outside the trust region, so they stay.
+    The critic is in training mode, but for modules that the action distribution runs through and that hold buffers: the
+    running statistics of a shared batch normalisation would move the policy outside the trust region, so they stay.
 
     :param policy: actor and critic, with their optimizer
-    :param actor_params: the parameters that the action distribution depends on
+    :param params: the parameters to move, see :func:`critic_params`
     :param observations: ``n`` observations
     :param returns: R, shape ``(n,)``
     :param batch_size: size of a minibatch; the last of an epoch may be smaller
@@ -56,18 +57,16 @@ def fit_critic(
     :param fast: differentiate the stock MLP in NumPy instead of torch, to the same result
     """
     optimizer = policy.optimizer
-    actor = {id(param) for param in actor_params}
-    params = [param for param in policy.parameters() if param.requires_grad and id(param) not in actor]
     before = copy.deepcopy((policy.state_dict(), optimizer.state_dict()))
     stock = numpy_policy(policy) if fast else None
     gradient = gradient_by_torch(policy, params, observations, returns)
-    if stock is not None and len(params) == 2 * len(stock.critic):  # nothing of it is frozen or the actor's
+    if stock is not None and len(params) == 2 * len(stock.critic):  # nothing of it is frozen
         gradient = gradient_in_numpy(stock, observations, returns)
 
     losses = []
     with training_mode(policy, observations), fused(optimizer), np.errstate(over="ignore", invalid="ignore"):
         optimizer.zero_grad()
-        for _ in range(n_epochs):
+        for _ in range(n_epochs if params else 0):  # all of the critic may be frozen, or the actor's
             order = th.from_numpy(np.random.permutation(len(returns))).to(returns.device)
             for rows in order.split(batch_size):
                 losses.append(gradient(rows))
@@ -80,6 +79,26 @@ def fit_critic(
         policy.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
     return CriticFit(loss, accepted)
+
+
+def critic_params(
+    policy: ActorCriticPolicy, actor_params: Iterable[th.Tensor], observations: PyTorchObs
+) -> list[nn.Parameter]:
+    """
+    The trainable parameters that V depends on and the action distribution does not, read off the graph of one state.
+
+    :param policy: actor and critic
+    :param actor_params: the parameters that the action distribution depends on
+    :param observations: at least one observation
+    """
+    actor = {id(param) for param in actor_params}
+    params = [param for param in policy.parameters() if param.requires_grad and id(param) not in actor]
+    with evaluation_mode(policy):
+        value = policy.predict_values(take(observations, slice(0, 1)))
+    if not (params and value.requires_grad):
+        return []
+    grads = th.autograd.grad(value, params, allow_unused=True)
+    return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
 
 
 def gradient_by_torch(

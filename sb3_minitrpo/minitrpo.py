@@ -16,11 +16,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_minitrpo.critic import CriticFit, fit_critic
+from sb3_minitrpo.critic import CriticFit, critic_params, fit_critic
 from sb3_minitrpo.distributions import action_distribution
 from sb3_minitrpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_minitrpo.rollout import check_rollout, collect_fast, collects_fast
 from sb3_minitrpo.trust_region import StepInfo, TRPOConfig, TRPOUpdater
+from sb3_minitrpo.trust_region.least_squares import INITIAL_DAMPING, gauss_newton_steps
 from sb3_minitrpo.trust_region.updater import check_setting
 
 SelfMiniTRPO = TypeVar("SelfMiniTRPO", bound="MiniTRPO")
@@ -37,7 +38,8 @@ STEP_SETTINGS = {
     "ent_coef": "ent_coef",
     "sub_sampling_factor": "sub_sampling_factor",
 }
-SMALLEST_KL = 1e-12
+COUNTS = {"n_steps": 1, "batch_size": 1, "n_critic_updates": 0, "gn_steps": 0, "gn_cg_steps": 1}  # and the least of each
+SMALLEST_KL = 1e-12  # for a schedule that has come to zero
 
 
 class MiniTRPO(OnPolicyAlgorithm):
@@ -90,6 +92,11 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param ent_coef: Weight of the policy's entropy in the objective, per nat
     :param cg_residual_tol: The solver stops at ‖g − (F + λI)x‖ ≤ cg_residual_tol · ‖g‖, which a small network reaches in
         fewer than ``cg_max_steps`` products
+    :param critic: How the value function is fitted: ``"adam"``, by minibatch steps of the policy's optimizer (Adam, unless
+        ``policy_kwargs`` names another), or ``"gauss_newton"``, by a few damped Gauss-Newton steps on all samples, which
+        need no learning rate: ``learning_rate``, ``batch_size`` and ``n_critic_updates`` have no say then
+    :param gn_steps: Gauss-Newton steps per update, with ``critic="gauss_newton"``
+    :param gn_cg_steps: The largest number of products per Gauss-Newton step
     :param fast_path: Collect rollouts and fit the critic in NumPy where the policy is Stable-Baselines3's own MLP policy,
         on a CPU, without gSDE. Everything else goes by torch and Stable-Baselines3's loop, as does all with ``False``.
     :raises ValueError: for an argument that cannot work, with its value and what to do
@@ -100,7 +107,6 @@ class MiniTRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    target_kl_schedule: Schedule
 
     def __init__(
         self,
@@ -133,6 +139,9 @@ class MiniTRPO(OnPolicyAlgorithm):
         line_search_accept_ratio: float = 0.1,
         ent_coef: float = 0.0,
         cg_residual_tol: float = 1e-4,
+        critic: str = "adam",
+        gn_steps: int = 4,
+        gn_cg_steps: int = 10,
         fast_path: bool = True,
     ):
         if env is not None:
@@ -171,14 +180,22 @@ class MiniTRPO(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
+        self.critic = critic
+        self.gn_steps = gn_steps
+        self.gn_cg_steps = gn_cg_steps
+        self._critic_damping = INITIAL_DAMPING  # of Gauss-Newton steps, which adapt it from fit to fit
         self.fast_path = fast_path
         if _init_setup_model:
             self._setup_model()
 
+    @property
+    def stats_window_size(self) -> int:
+        """The argument, which Stable-Baselines3 keeps under a private name."""
+        return self._stats_window_size
+
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
-        self.target_kl_schedule = FloatSchedule(self.target_kl)
         for method in ("get_distribution", "predict_values"):
             if not hasattr(self.policy, method):
                 raise ValueError(
@@ -191,7 +208,9 @@ class MiniTRPO(OnPolicyAlgorithm):
         for argument, field in STEP_SETTINGS.items():
             if not (argument == "target_kl" and callable(self.target_kl)):
                 check_setting(field, getattr(self, argument), name=argument)
-        for argument, least in (("n_steps", 1), ("batch_size", 1), ("n_critic_updates", 0)):
+        if self.critic not in ("adam", "gauss_newton"):
+            raise ValueError(f"critic={self.critic!r}: pass 'adam' or 'gauss_newton'")
+        for argument, least in COUNTS.items():
             value = getattr(self, argument)
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{argument}={value!r}: pass a whole number of at least {least}")
@@ -228,18 +247,35 @@ class MiniTRPO(OnPolicyAlgorithm):
 
         updater = TRPOUpdater(self.policy, self._step_config(), dist=partial(action_distribution, self.policy))
         step = updater.step(data.observations, self._actions(data), self._advantages(data), data.old_log_prob)
-        critic = fit_critic(
-            self.policy,
-            updater.params,
-            data.observations,
-            data.returns,
-            batch_size=self.batch_size,
-            n_epochs=self.n_critic_updates,
-            fast=self.fast_path,
-        )
+        critic = self._fit_critic(data, updater.params)
 
         self._n_updates += 1
         self._log(step, critic)
+
+    def _fit_critic(self, data: RolloutBufferSamples, actor_params: list[th.Tensor]) -> CriticFit:
+        params = critic_params(self.policy, actor_params, data.observations)
+        if self.critic == "adam":
+            return fit_critic(
+                self.policy,
+                params,
+                data.observations,
+                data.returns,
+                batch_size=self.batch_size,
+                n_epochs=self.n_critic_updates,
+                fast=self.fast_path,
+            )
+        fit = gauss_newton_steps(
+            self.policy,
+            self.policy.predict_values,
+            data.observations,
+            data.returns,
+            params,
+            damping=self._critic_damping,
+            n_steps=self.gn_steps,
+            cg_iters=self.gn_cg_steps,
+        )
+        self._critic_damping = fit.damping
+        return CriticFit(fit.loss, accepted=fit.steps > 0)
 
     def _step_config(self) -> TRPOConfig:
         settings = {field: getattr(self, argument) for argument, field in STEP_SETTINGS.items()}
@@ -247,8 +283,9 @@ class MiniTRPO(OnPolicyAlgorithm):
         return TRPOConfig(**settings)
 
     def _current_target_kl(self) -> float:
+        """Read anew for each update, as the other settings are: they may be changed between two calls of ``learn``."""
         # The last rollout may overshoot the total, and schedules commonly end in zero: there, nothing moves
-        value = self.target_kl_schedule(max(self._current_progress_remaining, 0.0))
+        value = FloatSchedule(self.target_kl)(max(self._current_progress_remaining, 0.0))
         value = SMALLEST_KL if value == 0.0 else value
         check_setting("max_kl", value, name="target_kl")
         return value
@@ -273,8 +310,10 @@ class MiniTRPO(OnPolicyAlgorithm):
         record("train/explained_variance", explained_variance(values, returns))
         record("train/is_line_search_success", float(step.accepted))
         record("train/step_outcome", step.outcome, exclude="tensorboard")
-        if step.accepted:  # after a refused step there is no divergence to report
+        if step.accepted:
             record("train/kl_divergence_loss", step.kl)
+        else:  # there is no divergence to report, nor is that of an earlier update, not yet written out, this one's
+            self.logger.name_to_value.pop("train/kl_divergence_loss", None)
         record("train/step_norm", step.step_size)
         record("train/actual_improvement", step.improve)
         record("train/expected_improvement", step.expected_improve)

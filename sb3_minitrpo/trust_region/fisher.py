@@ -86,9 +86,7 @@ def jacobian_by_reverse_mode(z: Sequence[th.Tensor], params: Sequence[th.Tensor]
     return lambda v: th.autograd.grad(Jt_u, u, unflatten(v, params), retain_graph=True)
 
 
-def jacobian_by_forward_mode(
-    network: nn.Module, outputs_at: Outputs, states: States, params: Sequence[th.Tensor]
-) -> Jacobian:
+def jacobian_by_forward_mode(network: nn.Module, outputs_at: Outputs, states: States, params: Sequence[th.Tensor]) -> Jacobian:
     """
     v ↦ J v by one pass forward with tangents. For convolutions, whose derivatives of derivatives are slow, this is the
     fastest way, though it computes z anew; and it keeps no second graph.

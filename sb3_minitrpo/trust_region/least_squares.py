@@ -8,12 +8,13 @@ import torch as th
 from torch import nn
 
 from sb3_minitrpo.trust_region.conjugate_gradient import solve
-from sb3_minitrpo.trust_region.fisher import gauss_newton_product
+from sb3_minitrpo.trust_region.fisher import Product, gauss_newton_product
 from sb3_minitrpo.trust_region.joint import Block
 from sb3_minitrpo.trust_region.parameters import flat_params, flatten, set_flat_params
 from sb3_minitrpo.trust_region.states import States
 from sb3_minitrpo.trust_region.updater import Average, average_here, evaluation_mode
 
+INITIAL_DAMPING = 1.0
 DAMPING_RANGE = (1e-6, 1e6)
 
 
@@ -37,7 +38,7 @@ def gauss_newton_steps(
     states: States,
     targets: th.Tensor,
     params: Sequence[th.Tensor],
-    damping: float = 1.0,
+    damping: float = INITIAL_DAMPING,
     n_steps: int = 4,
     cg_iters: int = 10,
     average: Average = average_here,
@@ -58,7 +59,7 @@ def gauss_newton_steps(
     :param predict: states ↦ V, of ``n`` elements, by way of ``network``
     :param states: a batch of ``n`` states
     :param targets: R, shape ``(n,)``
-    :param params: φ, all of which V depends on
+    :param params: φ, all of which V depends on; with none, nothing is done
     :param damping: μ to begin with
     :param n_steps: how many steps to try
     :param cg_iters: the largest number of products per step
@@ -74,12 +75,12 @@ def gauss_newton_steps(
 
     taken = 0
     with evaluation_mode(network), th.enable_grad():
-        for _ in range(n_steps):
+        for _ in range(n_steps if params else 0):
             error = residual()
             loss = mean_loss(error)
             gradient = average(flatten(th.autograd.grad(error, params, error.detach() / n, retain_graph=True)), n)
             G = gauss_newton_product(network, lambda s: [predict(s).flatten()], states, [Block(error, _identity)], params)
-            solution = solve(lambda v, G=G, mu=damping: average(G(v), n) + mu * v, -gradient, cg_iters)
+            solution = solve(damped(G, damping, average, n), -gradient, cg_iters)
             x, Ax = solution.x.double(), solution.Ax.double()
             predicted = float(-gradient.double().dot(x) - 0.5 * x.dot(Ax - damping * x))
             if not 0.0 < predicted < math.inf:
@@ -96,6 +97,10 @@ def gauss_newton_steps(
             damping = adapted(damping, ratio)
         with th.no_grad():
             return RegressionInfo(2.0 * mean_loss(residual()), damping, taken)
+
+
+def damped(G: Product, damping: float, average: Average, n: int) -> Product:
+    return lambda v: average(G(v), n) + damping * v
 
 
 def adapted(damping: float, ratio: float) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch as th
 
-States = th.Tensor | Mapping[str, th.Tensor]
+States = th.Tensor | dict[str, th.Tensor]
 
 
 def take(states: Any, rows: th.Tensor | slice) -> Any:
