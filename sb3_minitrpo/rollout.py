@@ -1,6 +1,7 @@
 """Rollouts: collected without torch where nothing needs it, and checked before they reach the weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -72,8 +73,15 @@ def collect_fast(
 
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.reshape(-1, 1)
-        if dones.any():
-            bootstrap_timeouts(self, rewards, dones, infos)
+
+        # Bootstrap with the value function where an episode ended by a time limit
+        for idx, done in enumerate(dones):
+            if done and ended_by_time_limit(infos[idx]):
+                terminal_obs = self.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
+                with th.no_grad():
+                    terminal_value = self.policy.predict_values(terminal_obs)[0]
+                rewards[idx] += self.gamma * terminal_value.item()
+
         store(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)  # type: ignore
         self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
@@ -87,13 +95,8 @@ def collect_fast(
     return True
 
 
-def bootstrap_timeouts(algorithm: OnPolicyAlgorithm, rewards: np.ndarray, dones: np.ndarray, infos: list[dict]) -> None:
-    """Add γ V(s') to the reward where an episode ended by a time limit and not by a terminal state s'."""
-    for idx in np.flatnonzero(dones):
-        if infos[idx].get("terminal_observation") is not None and infos[idx].get("TimeLimit.truncated", False):
-            terminal_obs = algorithm.policy.obs_to_tensor(infos[idx]["terminal_observation"])[0]
-            with th.no_grad():
-                rewards[idx] += algorithm.gamma * algorithm.policy.predict_values(terminal_obs)[0].item()
+def ended_by_time_limit(info: dict[str, Any]) -> bool:
+    return info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False)
 
 
 def store(
