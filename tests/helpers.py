@@ -48,6 +48,9 @@ class ReachEnv(gym.Env):
 # Settings for a few updates in no time
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0, "device": "cpu"}
 
+# Of a step so long, the gradient promises more than there is to gain
+REFUSED: dict[str, Any] = {"target_kl": 1e3, "line_search_accept_ratio": 0.999}
+
 # One environment for each action space, and so for each action distribution
 ACTION_SPACES: dict[str, Callable[[], gym.Env]] = {
     "Box": ReachEnv,
@@ -104,7 +107,7 @@ class SharedTrunkPolicy(ActorCriticPolicy):
     """A policy class of the user's own."""
 
     def _build_mlp_extractor(self) -> None:
-        self.mlp_extractor = SharedTrunk(self.features_dim)  # type: ignore[assignment]
+        self.mlp_extractor = SharedTrunk(self.features_dim)
 
 
 class ScaledReturns(RolloutBuffer):
@@ -255,7 +258,7 @@ def train_log(model: OnPolicyAlgorithm) -> dict[str, Any]:
 def assert_trust_region_kept(model: WatchedTRPO) -> list[Update]:
     """
     Every accepted step is inside the trust region, improved the surrogate, and is reported as it was; every refused one
-    left the policy where it was.
+    left the policy where it was. Weights and optimizer are finite.
 
     :return: the accepted updates
     """
@@ -264,17 +267,18 @@ def assert_trust_region_kept(model: WatchedTRPO) -> list[Update]:
             assert update.kl == 0.0
             assert update.improvement == 0.0
             continue
-        assert 0.0 < update.kl <= update.bound + 1e-6
-        assert update.log["kl_divergence_loss"] == pytest.approx(update.kl, rel=1e-3, abs=1e-6)
+        assert 0.0 < update.kl <= update.bound * (1.0 + 1e-4) + 1e-7  # measured in float32, in another order
+        assert update.log["kl_divergence_loss"] == pytest.approx(update.kl, rel=1e-3, abs=1e-7)
         assert update.improvement > 0.0
         assert update.log["actual_improvement"] == pytest.approx(update.improvement, rel=1e-3, abs=1e-5 * update.scale)
-    assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values())
+    moments = [value for state in model.policy.optimizer.state.values() for value in state.values()]
+    assert all(th.as_tensor(tensor).isfinite().all() for tensor in [*model.policy.state_dict().values(), *moments])
     return [update for update in model.updates if update.accepted]
 
 
 def with_rollout(model: OnPolicyAlgorithm) -> Any:
     """A model that has collected its rollouts and not learned from them: one call of ``train()`` before the update."""
-    model.train = lambda: None  # type: ignore[method-assign]
+    model.train = lambda: None
     model.learn(model.n_steps * model.n_envs)
     del model.train
     model.set_logger(Logger(None, []))

@@ -87,6 +87,7 @@ def test_wrong_numbers_in_the_rollouts_are_told_and_nothing_is_changed(name, num
     assert moved(before[0], weights(model))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the advantages that follow from it
 @pytest.mark.parametrize("number", BAD_NUMBERS)
 @pytest.mark.parametrize("quantity", ["reward", "observation"])
 @pytest.mark.parametrize("at_step", [7, 63])  # in the middle, and as the last of the rollout
