@@ -45,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     missing: list[RunSpec] = []
     if not args.report_only:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with all processes
         try:
             missing = [failure.spec for failure in run_all(runs, args.out, args.jobs, provenance.command_line())]
         except KeyboardInterrupt:
@@ -142,4 +141,5 @@ def whole(text: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with all processes
     sys.exit(main())

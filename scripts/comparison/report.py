@@ -75,7 +75,7 @@ def report_text(
     overall = summary["all_tasks"]
     parts = ["# Comparison of learning curves", f"`{command}`", warnings(records, missing)]
     if len(overall["algorithms"]) > 1:
-        parts += ["## Over all tasks", overall_table(overall["algorithms"], summary["baseline"])]
+        parts += ["## Over all tasks", overall_table(overall, summary["baseline"])]
         parts += ["![Normalised learning curves and P on each task](all_tasks.png)"]
     parts += ["## Returns", task_table(summary["tasks"]), f"## Time ({time})", time_table(summary["tasks"])]
     if probabilities := probability_table(summary):
@@ -86,7 +86,7 @@ def report_text(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def overall_table(algorithms: dict[str, Any], baseline: str) -> str:
+def overall_table(overall: dict[str, Any], baseline: str) -> str:
     header = ["algorithm", "final", "area", "equal time", "P, equal steps", "P, equal time"]
     rows = [
         [
@@ -94,9 +94,9 @@ def overall_table(algorithms: dict[str, Any], baseline: str) -> str:
             *(interval(entry[name]) for name in ("final", "area", "final_at_equal_time")),
             *(interval(entry.get(name)) for name in ("p_equal_steps", "p_equal_time")),
         ]
-        for label, entry in algorithms.items()
+        for label, entry in overall["algorithms"].items()
     ]
-    return f"Normalised returns, and P(algorithm ≥ {baseline}):\n\n{table(header, rows)}"
+    return f"Normalised returns, and P(algorithm ≥ {baseline}), of {', '.join(overall['tasks'])}:\n\n{table(header, rows)}"
 
 
 def task_table(tasks: dict[str, Any]) -> str:
@@ -153,7 +153,8 @@ def warnings(records: Sequence[Record], missing: Sequence[RunSpec]) -> str:
     """What a reader must know before believing a number."""
     said = []
     if missing:
-        said.append(f"{len(missing)} runs are missing: {'; '.join(map(str, missing))}.")
+        count = "1 run is" if len(missing) == 1 else f"{len(missing)} runs are"
+        said.append(f"{count} missing: {'; '.join(map(str, missing))}.")
     for what, values in (
         ("commits", {record.provenance["commit"] for record in records}),
         ("machines", {json.dumps(record.provenance["machine"]) for record in records}),
@@ -168,12 +169,13 @@ def warnings(records: Sequence[Record], missing: Sequence[RunSpec]) -> str:
 
 
 def origin(records: Sequence[Record]) -> str:
-    """Where the runs come from: those of the first, for all others are said to differ where they do."""
+    """How the runs were made: versions and machine are those of the first, and :func:`warnings` says if others differ."""
     provenance = records[0].provenance
+    commands = ", ".join(dict.fromkeys(f"`{record.provenance['command']}`" for record in records))
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     machine = provenance["machine"]
     return (
-        f"**Made by** `{provenance['command']}` at commit {provenance['commit']}, {provenance['finished']}, "
+        f"**Made by** {commands} at commit {provenance['commit']}, {provenance['finished']}, "
         f"on {machine['cpu']} ({machine['cores']} cores, {machine['torch_threads']} thread for each run, "
         f"{machine['system']}) with {versions}."
     )

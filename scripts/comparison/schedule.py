@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -66,9 +66,11 @@ def run_all(specs: Sequence[RunSpec], out: Path, jobs: int, command: str) -> lis
             raise
 
 
-def failures(futures: Iterable[Future], bar: tqdm) -> Iterator[Failure]:
-    for future in as_completed(futures):
+def failures(futures: Sequence[Future], bar: tqdm) -> Iterator[Failure]:
+    """The runs that crashed, each told as soon as it did."""
+    for finished, future in enumerate(as_completed(futures), start=1):
         failure = future.result()
+        bar.set_postfix_str(f"{finished} of {len(futures)} runs")
         if failure is not None:
             bar.write(f"{failure.spec} crashed: {failure.reason}\n  the whole is in {failure.log}", file=sys.stderr)
             yield failure
@@ -94,9 +96,10 @@ def run_one(spec: RunSpec, out: Path, command: str, bar: tqdm, running: set[subp
         done = 0
         assert process.stdout is not None
         for line in process.stdout:
-            steps = min(int(line), spec.n_timesteps)
-            advance(bar, steps - done)
-            done = steps
+            if line.strip().isdigit():  # a library in C may print to it as well
+                steps = min(int(line), spec.n_timesteps)
+                advance(bar, steps - done)
+                done = steps
     running.discard(process)
     advance(bar, spec.n_timesteps - done)
     return None if record.exists() else Failure(spec, last_line(log, process.returncode), log)
