@@ -12,14 +12,14 @@ pictures and JSON. Finished runs are kept: the same command goes on where it was
 import argparse
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import provenance
 from comparison.records import Record, RunSpec, check_comparable, read_record, record_path
 from comparison.report import CLOCKS, write_report
 from comparison.schedule import run_all
-from comparison.settings import ALGORITHMS, plan_runs, read_settings, target_returns
+from comparison.settings import ALGORITHMS, Settings, plan_runs, read_settings, target_returns
 
 DEFAULT_SETTINGS = Path(__file__).parent / "settings" / "compare.yml"
 DEFAULT_ALGORITHMS = ["minitrpo", "trpo"]
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:
-        targets = target_returns(read_settings(args.settings))
+        settings = read_settings(args.settings)
         records = chosen_records(args) if args.report_only else []
-        runs = [record.spec for record in records] if args.report_only else planned_runs(args)
+        runs = [record.spec for record in records] if args.report_only else planned_runs(args, settings)
         baseline = choose_baseline(args.baseline, [run.label for run in runs])
     except ValueError as error:
         parser.error(str(error))
@@ -53,13 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         records = [read_record(record_path(args.out, run)) for run in runs if run not in missing]
     if records:
-        print(write_report(args.out, records, baseline, targets, args.clock, provenance.command_line(), missing))
+        targets, command = target_returns(settings), provenance.command_line()
+        print(write_report(args.out, records, baseline, targets, args.clock, command, missing))
     return 1 if missing else 0
 
 
-def planned_runs(args: argparse.Namespace) -> list[RunSpec]:
+def planned_runs(args: argparse.Namespace, settings: Settings) -> list[RunSpec]:
     return plan_runs(
-        read_settings(args.settings),
+        settings,
         args.algos or DEFAULT_ALGORITHMS,
         args.tasks or DEFAULT_TASKS,
         args.seeds or DEFAULT_SEEDS,
@@ -111,14 +112,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", nargs="+", metavar="ID", help=f"Gymnasium environments (default: {' '.join(DEFAULT_TASKS)})"
     )
-    parser.add_argument("--seeds", nargs="+", type=whole, metavar="N", help="(default: 0 1 2)")
-    parser.add_argument("--steps", type=positive, help="of each training, instead of the settings' n_timesteps")
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="(default: 0 1 2)")
+    parser.add_argument("--steps", type=at_least(1), help="of each training, instead of the settings' n_timesteps")
     parser.add_argument("--settings", type=Path, default=DEFAULT_SETTINGS, help="YAML as in %(default)s, which says how")
     parser.add_argument("--matched", action="store_true", help="give MiniTRPO the trust region of sb3-contrib's TRPO")
-    parser.add_argument("--eval-episodes", type=positive, default=10, help="after the training (default: %(default)s)")
+    parser.add_argument("--eval-episodes", type=at_least(1), default=10, help="after the training (default: %(default)s)")
     parser.add_argument("--baseline", metavar="A", help="what the others are compared with (default: trpo)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time in the report (default: %(default)s)")
-    parser.add_argument("--jobs", type=positive, default=provenance.available_cores(), help="runs at a time (default: cores)")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=provenance.available_cores(), help="runs at a time (default: cores)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     parser.add_argument(
         "--report-only", action="store_true", help="report on the finished runs in the folder, all or the chosen"
@@ -126,18 +129,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: pass a whole number of at least 1")
-    return value
+def at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: pass a whole number of at least {least}")
+        return int(text)
 
-
-def whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: pass a whole number of at least 0")
-    return value
+    return parse
 
 
 if __name__ == "__main__":

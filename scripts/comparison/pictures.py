@@ -65,8 +65,7 @@ def draw_all(path: Path, study: Study, summary: dict[str, Any], time: str, looks
     for label in labels:
         scores = [algorithms[label].scores for algorithms in scaled]
         seconds = [algorithms[label].seconds / algorithms[baseline].seconds[-1] for algorithms in scaled]
-        shares = np.arange(1, curves.POINTS + 1) / curves.POINTS
-        draw_curve(by_steps, shares, scores, label, looks[label])
+        draw_curve(by_steps, scaled[0][label].steps / scaled[0][label].n_timesteps, scores, label, looks[label])
         draw_curve(by_time, *on_common_times(seconds, scores), label, looks[label])
     by_steps.set(xlabel="share of the environment steps")
     by_steps.set_ylabel("normalised return\n(0 lowest, 1 highest of any run)")
@@ -102,8 +101,7 @@ def on_common_times(seconds: Sequence[np.ndarray], scores: Sequence[np.ndarray])
 
 
 def draw_probabilities(axes: Axes, summary: dict[str, Any], looks: dict[str, Look]) -> None:
-    """P(algorithm ≥ baseline) with its interval, a row for each task and one for all: filled at equal steps, hollow at
-    equal time."""
+    """P(algorithm ≥ baseline) with its interval, at equal steps and at equal time: a row for each task, and one for all."""
     rows = {task: entry["algorithms"] for task, entry in summary["tasks"].items()}
     rows["all tasks"] = summary["all_tasks"]["algorithms"]
     labels = [label for label in looks if label != summary["baseline"]]

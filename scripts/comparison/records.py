@@ -39,7 +39,7 @@ class RunSpec:
     def name(self) -> str:
         """Says what the run is, and ends in a hash of all of it."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-        return f"{self.task}_{self.label}_{self.seed}_{digest}".replace("/", "-").replace(":", "-")
+        return file_name(f"{self.task}_{self.label}_{self.seed}_{digest}")
 
     def __str__(self) -> str:
         return f"{self.label} on {self.task}, seed {self.seed}"
@@ -66,6 +66,11 @@ class Record:
     evaluation: list[float]
     times: dict[str, float]
     provenance: dict[str, Any]
+
+
+def file_name(text: str) -> str:
+    """Ids of tasks may have a namespace or a module in front."""
+    return text.replace("/", "-").replace(":", "-")
 
 
 def record_path(out: Path, spec: RunSpec) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.pictures import draw_all, draw_task, looks_of
-from comparison.records import Record, RunSpec, write_atomically
+from comparison.records import Record, RunSpec, file_name, write_atomically
 from comparison.summary import collect, complete, summarize
 
 CLOCKS = {"wall": "wall-clock time", "cpu": "processor time"}
@@ -16,9 +16,9 @@ EXPLANATION = """\
 four runs, the mean) with 95 % intervals by stratified bootstrap in brackets. Few seeds give intervals that are too narrow.
 
 - *final*: mean return of the training episodes in the last tenth of the steps
+- *equal time*: mean over as many steps before the time at which the fastest algorithm had done all of its own
 - *area*: return averaged over the whole training
 - *evaluation*: {episodes} deterministic episodes after the training, in an environment with a seed of its own
-- *equal time*: the same at the time at which the fastest algorithm had done its steps
 - *training time*, *steps to* and *time to* the return: medians over runs, {time}; a run reaches a return when its
   mean over a tenth of the training does
 - *P(algorithm ≥ {baseline})*: the probability that a run of the algorithm does better than a run of {baseline}, a tie
@@ -77,7 +77,7 @@ def report_text(
     if len(overall["algorithms"]) > 1:
         parts += ["## Over all tasks", overall_table(overall, summary["baseline"])]
         parts += ["![Normalised learning curves and P on each task](all_tasks.png)"]
-    parts += ["## Returns", task_table(summary["tasks"]), f"## Time ({time})", time_table(summary["tasks"])]
+    parts += ["## Returns", task_table(summary["tasks"]), f"## {time.capitalize()}", time_table(summary["tasks"])]
     if probabilities := probability_table(summary):
         parts += [f"## P(algorithm ≥ {summary['baseline']})", probabilities]
     parts += ["## Learning curves", *(f"![{task}]({file_name(task)}.png)" for task in summary["tasks"])]
@@ -87,11 +87,11 @@ def report_text(
 
 
 def overall_table(overall: dict[str, Any], baseline: str) -> str:
-    header = ["algorithm", "final", "area", "equal time", "P, equal steps", "P, equal time"]
+    header = ["algorithm", "final", "equal time", "area", "P, equal steps", "P, equal time"]
     rows = [
         [
             label,
-            *(interval(entry[name]) for name in ("final", "area", "final_at_equal_time")),
+            *(interval(entry[name]) for name in ("final", "final_at_equal_time", "area")),
             *(interval(entry.get(name)) for name in ("p_equal_steps", "p_equal_time")),
         ]
         for label, entry in overall["algorithms"].items()
@@ -100,13 +100,13 @@ def overall_table(overall: dict[str, Any], baseline: str) -> str:
 
 
 def task_table(tasks: dict[str, Any]) -> str:
-    header = ["task", "algorithm", "runs", "final", "area", "evaluation", "equal time"]
+    header = ["task", "algorithm", "runs", "final", "equal time", "area", "evaluation"]
     rows = [
         [
             f"{task}, {entry['n_timesteps']:,} steps",
             label,
             str(algorithm["runs"]),
-            *(interval(algorithm[name]) for name in ("final", "area", "evaluation", "final_at_equal_time")),
+            *(interval(algorithm[name]) for name in ("final", "final_at_equal_time", "area", "evaluation")),
         ]
         for task, entry in tasks.items()
         for label, algorithm in entry["algorithms"].items()
@@ -195,16 +195,12 @@ def interval(estimate: dict[str, float | None] | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, and no fewer than all before the point."""
+    """Three digits, at most two of them behind the point."""
     if value is None:
         return "–"
-    decimals = max(0, 2 - len(str(int(abs(value)))) + 1)
-    return f"{value:,.{min(decimals, 2)}f}".replace("-", "−")
+    decimals = min(2, max(0, 3 - len(str(int(abs(value))))))
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def with_unit(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{number(value)} {unit}"
-
-
-def file_name(task: str) -> str:
-    return task.replace("/", "-").replace(":", "-")

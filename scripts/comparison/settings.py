@@ -90,7 +90,7 @@ def plan_runs(
         runs.append(RunSpec(name, algorithm, task, 0, eval_episodes, settings, arguments))
     if len({(run.task, run.label) for run in runs}) < len(runs):
         raise ValueError("two of the tasks or of the algorithms have the same name: give each a label of its own")
-    return [replace(run, seed=seed) for seed in seeds for run in runs]
+    return [replace(run, seed=seed) for seed in dict.fromkeys(seeds) for run in runs]
 
 
 def target_returns(file: Settings) -> dict[str, float]:

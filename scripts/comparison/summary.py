@@ -7,12 +7,7 @@ import numpy as np
 
 from comparison import curves
 from comparison.records import Record
-from comparison.statistics import (
-    Estimate,
-    estimate,
-    interquartile_mean,
-    mean_probability_of_improvement,
-)
+from comparison.statistics import Estimate, estimate, interquartile_mean, mean_probability_of_improvement
 
 
 class Runs(NamedTuple):
@@ -139,7 +134,7 @@ def task_summary(algorithms: dict[str, Runs], baseline: str, target: float | Non
 
 
 def target_summary(runs: Runs, target: float | None) -> dict[str, Any]:
-    """How many of the runs had the target return, and the median of when; ``None`` if fewer than half had it."""
+    """How many of the runs had the target return, and the median of when; ``None`` unless more than half had it."""
     if target is None:
         return {"reached": None, "steps_to_target": None, "seconds_to_target": None}
     steps = curves.first_reached(target, runs.steps, runs.scores)

@@ -115,7 +115,7 @@ def test_report_only_takes_the_records_that_are_chosen(tmp_path, capsys):
         (["--tasks", "NoTask-v0"], "task 'NoTask-v0'"),
         (["--seeds", "-1"], "whole number of at least 0"),
         (["--steps", "0"], "whole number of at least 1"),
-        (["--jobs", "two"], "invalid positive value: 'two'"),
+        (["--jobs", "two"], "'two': pass a whole number of at least 1"),
         (["--settings", "none.yml"], "settings file none.yml"),
         (["--baseline", "ppo"], "--baseline ppo: choose from minitrpo, trpo"),
         (["--report-only"], "has no finished run"),

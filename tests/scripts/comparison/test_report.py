@@ -28,7 +28,7 @@ def test_report_has_tables_pictures_and_everything_as_json(tmp_path, records):
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == ["CartPole-v1.png", "Pendulum-v1.png", "all_tasks.png"]
     assert all(f"({name})" in text for name in pictures)
-    assert "| CartPole-v1, 5,000 steps | minitrpo | 2 | 96.0 [96.0, 96.0] | 51.0 [51.0, 51.0] | 100 [100, 100] |" in text
+    assert "| minitrpo | 2 | 96.0 [96.0, 96.0] | 96.0 [96.0, 96.0] | 51.0 [51.0, 51.0] | 100 [100, 100] |" in text
     assert "| Pendulum-v1 | minitrpo | 1.00 [1.00, 1.00] |" in text
     assert "Note" not in text
     assert [run["spec"]["seed"] for run in everything["runs"]] == [0, 1] * 4
@@ -51,12 +51,12 @@ def test_report_without_the_baseline_and_with_one_algorithm(tmp_path, records):
 
 def test_one_seed_has_no_interval(tmp_path, records):
     text, _ = report(tmp_path, [record for record in records if record.spec.seed == 0])
-    assert "| CartPole-v1, 5,000 steps | minitrpo | 1 | 96.0 | 51.0 | 100 |" in text
+    assert "| CartPole-v1, 5,000 steps | minitrpo | 1 | 96.0 | 96.0 | 51.0 | 100 |" in text
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0.00"), (0.123, "0.12"), (-1.5, "−1.50"), (12.34, "12.3"), (-123.4, "−123"), (12345.6, "12,346"), (None, "–")],
 )
-def test_numbers_have_three_digits(value, text):
+def test_numbers_have_about_three_digits(value, text):
     assert number(value) == text
