@@ -40,9 +40,10 @@ def trailing_mean(returns: np.ndarray, window: int = TENTH) -> np.ndarray:
 
     s_k = mean(R_{k−w+1} … R_k), and of what there is where fewer than w points precede.
     """
-    sums = np.cumsum(returns, axis=-1)
-    sums[..., window:] = sums[..., window:] - sums[..., :-window]
-    return sums / np.minimum(np.arange(1, returns.shape[-1] + 1), window)
+    # Each mean by itself, not as a difference of sums, whose rounding would tell apart runs that end alike
+    before = np.full((*returns.shape[:-1], window - 1), np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([before, returns], axis=-1), window, axis=-1)
+    return np.nanmean(windows, axis=-1)
 
 
 def area_under_curve(returns: np.ndarray) -> np.ndarray:
