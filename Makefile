@@ -1,10 +1,10 @@
-# make install | train | test | lint | format | type | clean
+# make install | train | compare | test | lint | format | type | clean
 PYTHON ?= python3
 ENV ?= CartPole-v1
 STEPS ?= 100000
 BIN := .venv/bin
 
-.PHONY: install train test lint format type clean
+.PHONY: install train compare test lint format type clean
 
 install: .venv/installed
 
@@ -15,6 +15,9 @@ install: .venv/installed
 
 train: install
 	$(BIN)/python scripts/train.py --env $(ENV) --steps $(STEPS)
+
+compare: install
+	$(BIN)/python scripts/compare.py $(ARGS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
