@@ -41,48 +41,65 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 
 
 class GaussianHead:
-    """Actions N(mean, diag σ²), from standard normal noise."""
+    """z is the mean of N(mean, diag σ²)."""
 
     def __init__(self, log_std: th.Tensor):
         self.log_std = log_std.detach().numpy()
 
     def noise(self, *shape: int) -> Array:
+        """Standard normal numbers, from torch's generator as everything that a policy draws."""
         return th.randn(*shape, len(self.log_std)).numpy()
 
-    def act(self, mean: Array, noise: Array) -> tuple[Array, Array]:
-        std = np.exp(self.log_std)
-        actions = mean + std * noise
-        z = (actions - mean) / std  # the noise that is left in the rounded action: this is what an update will see
-        log_probs = -0.5 * (z * z).sum(axis=1) - self.log_std.sum() - 0.5 * math.log(2.0 * math.pi) * len(std)
-        return actions, log_probs
+    def actions(self, mean: Array, noise: Array) -> Array:
+        return mean + np.exp(self.log_std) * noise
+
+    def log_prob(self, mean: Array, actions: Array) -> Array:
+        z = (actions - mean) / np.exp(self.log_std)
+        return -0.5 * (z * z).sum(axis=-1) - self.log_std.sum() - np.float32(0.5 * math.log(2.0 * math.pi) * len(self.log_std))
 
 
 class CategoricalHead:
-    """One action of each categorical variable: argmax of logits plus Gumbel noise is a sample of the softmax."""
+    """z are the logits of one categorical variable. Logits plus Gumbel noise are largest at a sample of their softmax."""
 
-    def __init__(self, sizes: Sequence[int], squeeze: bool):
-        self.ends = np.cumsum(sizes).tolist()
-        self.squeeze = squeeze
+    def __init__(self, size: int):
+        self.size = size
 
     def noise(self, *shape: int) -> Array:
-        return -th.empty(*shape, self.ends[-1]).exponential_().log_().numpy()
+        return -th.empty(*shape, self.size).exponential_().log_().numpy()
 
-    def act(self, logits: Array, noise: Array) -> tuple[Array, Array]:
-        rows = np.arange(len(logits))
-        actions = np.empty((len(logits), len(self.ends)), dtype=np.int64)
-        log_probs = np.zeros(len(logits), dtype=np.float32)
-        start = 0
-        for i, end in enumerate(self.ends):
-            x = logits[:, start:end]
-            actions[:, i] = (x + noise[:, start:end]).argmax(axis=1)
-            x = x - x.max(axis=1, keepdims=True)
-            log_probs += x[rows, actions[:, i]] - np.log(np.exp(x).sum(axis=1))
-            start = end
-        return (actions[:, 0] if self.squeeze else actions), log_probs
+    def actions(self, logits: Array, noise: Array) -> Array:
+        return (logits + noise).argmax(axis=-1)
+
+    def log_prob(self, logits: Array, actions: Array) -> Array:
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        chosen = np.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]
+        return chosen - np.log(np.exp(logits).sum(axis=-1))
+
+
+class MultiCategoricalHead:
+    """z are the logits of several categorical variables, one behind the other."""
+
+    def __init__(self, sizes: Sequence[int]):
+        self.parts = [CategoricalHead(size) for size in sizes]
+        self.bounds = np.cumsum(sizes)[:-1]
+
+    def noise(self, *shape: int) -> Array:
+        return np.concatenate([part.noise(*shape) for part in self.parts], axis=-1)
+
+    def actions(self, logits: Array, noise: Array) -> Array:
+        split = zip(self.parts, self._split(logits), self._split(noise), strict=True)
+        return np.stack([part.actions(x, y) for part, x, y in split], axis=-1)
+
+    def log_prob(self, logits: Array, actions: Array) -> Array:
+        split = zip(self.parts, self._split(logits), np.moveaxis(actions, -1, 0), strict=True)
+        return np.sum([part.log_prob(x, action) for part, x, action in split], axis=0)
+
+    def _split(self, logits: Array) -> list[Array]:
+        return np.split(logits, self.bounds, axis=-1)
 
 
 class BernoulliHead:
-    """Independent binary actions, from uniform noise."""
+    """z are the logits of independent binary variables."""
 
     def __init__(self, size: int):
         self.size = size
@@ -90,13 +107,14 @@ class BernoulliHead:
     def noise(self, *shape: int) -> Array:
         return th.rand(*shape, self.size).numpy()
 
-    def act(self, logits: Array, noise: Array) -> tuple[Array, Array]:
-        actions = (noise < sigmoid(logits)).astype(np.float32)
-        log_probs = -np.logaddexp(0.0, np.where(actions == 1.0, -logits, logits)).sum(axis=1)
-        return actions, log_probs
+    def actions(self, logits: Array, noise: Array) -> Array:
+        return (noise < sigmoid(logits)).astype(np.float32)
+
+    def log_prob(self, logits: Array, actions: Array) -> Array:
+        return -np.logaddexp(np.float32(0.0), np.where(actions == 1.0, -logits, logits)).sum(axis=-1)
 
 
-Head = GaussianHead | CategoricalHead | BernoulliHead
+Head = GaussianHead | CategoricalHead | MultiCategoricalHead | BernoulliHead
 
 
 class NumpyPolicy:
@@ -118,18 +136,22 @@ class NumpyPolicy:
         """Whether the weights are still in the memory that this object looks at."""
         return self.addresses == [param.data_ptr() for param in self.params]
 
-    def forward(self, observations: Array, noise: Array) -> tuple[Array, th.Tensor, th.Tensor]:
+    def act(self, observations: Array, noise: Array) -> tuple[Array, Array]:
         """
         :param observations: shape ``(n, …)``
         :param noise: one step of ``head.noise``, shape ``(n, …)``
-        :return: actions, values ``(n, 1)`` and log-probabilities ``(n,)``; the latter two as tensors, as the policy gives them
-        :raises ValueError: where torch's distributions would refuse their parameters
+        :return: actions as the torch policy gives them, but for Box flat; and the parameters z of their distribution
+        :raises ValueError: for z that are not finite, as torch's distributions do
         """
-        x = flat(observations)
-        actions, log_probs = self.head.act(apply(self.actor, x), noise)
-        if not np.isfinite(log_probs).all():
-            raise ValueError(f"log-probabilities of actions are not finite: {log_probs}")
-        return actions, th.from_numpy(apply(self.critic, x)), th.from_numpy(log_probs)
+        z = apply(self.actor, flat(observations))
+        if not math.isfinite(z.sum()):
+            raise ValueError(f"the policy gave parameters of the action distribution that are not finite: {z}")
+        return self.head.actions(z, noise), z
+
+    def evaluate(self, observations: Array, z: Array, actions: Array) -> tuple[th.Tensor, th.Tensor]:
+        """:return: values ``(n, 1)`` and log-probabilities ``(n,)``, as the torch policy's ``forward`` gives them"""
+        log_probs = self.head.log_prob(z, actions)
+        return th.from_numpy(apply(self.critic, flat(observations))), th.from_numpy(log_probs)
 
 
 def flat(observations: Array) -> Array:
@@ -141,7 +163,7 @@ class Layer(NamedTuple):
     """A linear layer and what follows it. The arrays share the memory of the parameters."""
 
     linear: nn.Linear
-    weight: Array  # (out, in)
+    weight: Array  # (in, out)
     bias: Array
     activation: Activation | None
 
@@ -149,7 +171,7 @@ class Layer(NamedTuple):
 def layers_of(hidden: nn.Sequential, last: nn.Module) -> list[Layer]:
     modules = [*hidden, last]
     return [
-        Layer(module, module.weight.detach().numpy(), module.bias.detach().numpy(), ACTIVATIONS.get(type(following)))
+        Layer(module, module.weight.detach().numpy().T, module.bias.detach().numpy(), ACTIVATIONS.get(type(following)))
         for module, following in zip(modules, [*modules[1:], None], strict=True)
         if isinstance(module, nn.Linear)
     ]
@@ -157,7 +179,7 @@ def layers_of(hidden: nn.Sequential, last: nn.Module) -> list[Layer]:
 
 def apply(layers: Sequence[Layer], x: Array) -> Array:
     for _, weight, bias, activation in layers:
-        x = x @ weight.T + bias
+        x = x @ weight + bias
         if activation is not None:
             x = activation.value(x)
     return x
@@ -181,7 +203,7 @@ def regression_gradient(layers: Sequence[Layer], x: Array, targets: Array) -> fl
         layers[i].linear.bias.grad = th.from_numpy(delta.sum(axis=0))
         before = layers[i - 1].activation if i > 0 else None
         if before is not None:
-            delta = (delta @ layers[i].weight) * before.slope(outputs[i])
+            delta = (delta @ layers[i].weight.T) * before.slope(outputs[i])
     return float(error.dot(error)) / len(x)
 
 
@@ -214,9 +236,9 @@ def stock_head(policy: ActorCriticPolicy) -> Head | None:
     if type(dist) is sb3.DiagGaussianDistribution:
         return GaussianHead(policy.log_std)
     if type(dist) is sb3.CategoricalDistribution:
-        return CategoricalHead([dist.action_dim], squeeze=True)
+        return CategoricalHead(dist.action_dim)
     if type(dist) is sb3.MultiCategoricalDistribution:
-        return CategoricalHead(dist.action_dims, squeeze=False)
+        return MultiCategoricalHead(dist.action_dims)
     if type(dist) is sb3.BernoulliDistribution:
         return BernoulliHead(dist.action_dims)
     return None

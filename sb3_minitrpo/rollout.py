@@ -7,11 +7,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_minitrpo.numpy_policy import numpy_policy
+from sb3_minitrpo.numpy_policy import NumpyPolicy, numpy_policy
 from sb3_minitrpo.trust_region.checks import require_finite
 from sb3_minitrpo.trust_region.states import named_tensors
 
@@ -31,7 +31,8 @@ def collect_fast(
 
     The loop is that of Stable-Baselines3, step by step, and its local variables have the same names, since callbacks see
     them: that is also why the algorithm is called ``self`` here. What differs: noise is drawn for the whole rollout at
-    once, from torch's generator as before, and the buffer is written to without detours.
+    once, from torch's generator as before; the buffer is written to without detours; and values and log-probabilities,
+    of which only a callback could know before, are computed for the whole rollout at its end.
 
     :param self: an algorithm for which :func:`collects_fast` holds
     :param env: the training environment
@@ -40,18 +41,22 @@ def collect_fast(
     :param n_rollout_steps: number of steps to collect per environment
     :return: ``False`` if the callback stopped the training, ``True`` otherwise
     """
-    assert isinstance(self._last_obs, np.ndarray), "no previous observation"
     self.policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
-    policy = numpy_policy(self.policy)
-    assert policy is not None, "collects_fast() does not hold"
+    policy = stock_policy(self)
     noise = policy.head.noise(n_rollout_steps, env.num_envs)
+    watched = can_look(callback)
+    acts: list[tuple[np.ndarray, np.ndarray]] = []
 
     n_steps = 0
     while n_steps < n_rollout_steps:
-        obs_tensor = th.as_tensor(self._last_obs)
-        actions, values, log_probs = policy.forward(self._last_obs, noise[n_steps])  # type: ignore[arg-type]
+        actions, z = policy.act(self._last_obs, noise[n_steps])  # type: ignore[arg-type]
+        acts.append((actions, z))
+        if watched:
+            obs_tensor = th.as_tensor(self._last_obs)
+            values, log_probs = policy.evaluate(self._last_obs, z, actions)  # type: ignore[arg-type]
+            store_evaluation(rollout_buffer, slice(n_steps, n_steps + 1), values, log_probs)
 
         clipped_actions = actions
         if isinstance(self.action_space, spaces.Box):
@@ -64,9 +69,8 @@ def collect_fast(
         callback.update_locals(locals())
         if not callback.on_step():
             return False
-        if not policy.is_current():  # the callback gave the policy other weights
-            policy = numpy_policy(self.policy)
-            assert policy is not None, "a callback replaced the policy by one of another kind within a rollout"
+        if watched and not policy.is_current():
+            policy = stock_policy(self)  # the callback gave the weights other memory
 
         self._update_info_buffer(infos, dones)
         n_steps += 1
@@ -82,10 +86,16 @@ def collect_fast(
                     terminal_value = self.policy.predict_values(terminal_obs)[0]
                 rewards[idx] += self.gamma * terminal_value.item()
 
-        store(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)  # type: ignore
+        store(rollout_buffer, self._last_obs, actions, rewards, self._last_episode_starts)  # type: ignore[arg-type]
         self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
 
+    observations = rollout_buffer.observations.reshape(-1, *rollout_buffer.obs_shape)
+    all_actions, all_z = (np.concatenate(arrays) for arrays in zip(*acts, strict=True))
+    evaluation = policy.evaluate(observations, all_z, all_actions)
+    # A callback that only looks shall not change a bit; one that changed weights has its say, step by step
+    if not watched or is_evaluation(rollout_buffer, *evaluation):
+        store_evaluation(rollout_buffer, slice(None), *evaluation)
     with th.no_grad():
         values = self.policy.predict_values(th.as_tensor(new_obs))
     compute_returns_and_advantage(rollout_buffer, values.numpy().flatten(), dones)
@@ -95,29 +105,47 @@ def collect_fast(
     return True
 
 
+def stock_policy(algorithm: OnPolicyAlgorithm) -> NumpyPolicy:
+    policy = numpy_policy(algorithm.policy)
+    assert policy is not None, "the policy is not the stock MLP, or a callback has made it another"
+    return policy
+
+
+def can_look(callback: BaseCallback) -> bool:
+    """Whether someone may read local variables or change weights within a rollout: whoever passed a callback to ``learn``."""
+    if isinstance(callback, CallbackList):
+        return any(can_look(part) for part in callback.callbacks)
+    nobody = isinstance(callback, ConvertCallback) and callback.callback is None
+    return not (nobody or type(callback) is ProgressBarCallback)
+
+
 def ended_by_time_limit(info: dict[str, Any]) -> bool:
     return info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False)
 
 
 def store(
-    buffer: RolloutBuffer,
-    obs: np.ndarray,
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    episode_starts: np.ndarray | None,
-    values: th.Tensor,
-    log_probs: th.Tensor,
+    buffer: RolloutBuffer, obs: np.ndarray, actions: np.ndarray, rewards: np.ndarray, episode_starts: np.ndarray
 ) -> None:
-    """``RolloutBuffer.add``, without copies of copies."""
+    """The part of ``RolloutBuffer.add`` that is known at a step, without copies of copies."""
     step = buffer.pos
     buffer.observations[step] = obs
     buffer.actions[step] = actions.reshape(buffer.n_envs, buffer.action_dim)
     buffer.rewards[step] = rewards
     buffer.episode_starts[step] = episode_starts
-    buffer.values[step] = values.numpy().ravel()
-    buffer.log_probs[step] = log_probs.numpy()
     buffer.pos += 1
     buffer.full = buffer.pos == buffer.buffer_size
+
+
+def store_evaluation(buffer: RolloutBuffer, steps: slice, values: th.Tensor, log_probs: th.Tensor) -> None:
+    """The other part, for one step or for all."""
+    buffer.values[steps] = values.numpy().reshape(-1, buffer.n_envs)
+    buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
+
+
+def is_evaluation(buffer: RolloutBuffer, values: th.Tensor, log_probs: th.Tensor) -> bool:
+    """Whether this is what the buffer holds already, up to rounding."""
+    held = ((buffer.values, values), (buffer.log_probs, log_probs))
+    return all(np.allclose(old, new.numpy().reshape(old.shape), rtol=1e-5, atol=1e-5) for old, new in held)
 
 
 def compute_returns_and_advantage(buffer: RolloutBuffer, last_values: np.ndarray, dones: np.ndarray) -> None:

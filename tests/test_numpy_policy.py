@@ -38,7 +38,8 @@ def test_values_and_log_probabilities_are_those_of_torch(action_space, kwargs):
     policy = make_policy(action_space, **kwargs)
     fast = numpy_policy(policy)
     observations = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
-    actions, values, log_probs = fast.forward(observations, fast.head.noise(1, 50)[0])
+    actions, z = fast.act(observations, fast.head.noise(1, 50)[0])
+    values, log_probs = fast.evaluate(observations, z, actions)
     with th.no_grad():
         expected_values, expected_log_probs, _ = policy.evaluate_actions(th.as_tensor(observations), th.as_tensor(actions))
         torch_actions, torch_values, torch_log_probs = policy(th.as_tensor(observations))
@@ -59,7 +60,9 @@ def test_discrete_actions_have_the_distribution_of_the_policy(action_space):
     fast = numpy_policy(policy)
     n = 20_000
     observation = np.ones((1, 5), dtype=np.float32)
-    actions, _, log_probs = fast.forward(observation.repeat(n, axis=0), fast.head.noise(1, n)[0])
+    observations = observation.repeat(n, axis=0)
+    actions, z = fast.act(observations, fast.head.noise(1, n)[0])
+    _, log_probs = fast.evaluate(observations, z, actions)
     kinds, first, counts = np.unique(actions.reshape(n, -1), axis=0, return_index=True, return_counts=True)
     probs = log_probs.numpy()[first].astype(float)
     expected = n * np.exp(probs)
@@ -72,12 +75,19 @@ def test_gaussian_actions_have_the_distribution_of_the_policy():
     policy = make_policy()
     fast = numpy_policy(policy)
     observation = np.ones((1, 5), dtype=np.float32)
-    actions, *_ = fast.forward(observation.repeat(20_000, axis=0), fast.head.noise(1, 20_000)[0])
+    actions, _ = fast.act(observation.repeat(20_000, axis=0), fast.head.noise(1, 20_000)[0])
     dist = policy.get_distribution(th.as_tensor(observation)).distribution
     for i in range(3):
         mean, std = dist.mean[0, i].item(), dist.stddev[0, i].item()
         assert stats.kstest(actions[:, i], stats.norm(mean, std).cdf).pvalue > 0.01
     assert np.abs(np.corrcoef(actions.T) - np.eye(3)).max() < 0.03
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_do_not_act(bad):
+    fast = numpy_policy(make_policy(activation_fn=nn.ReLU))
+    with pytest.raises(ValueError, match="not finite"):
+        fast.act(np.full((1, 5), bad, dtype=np.float32), fast.head.noise(1, 1)[0])
 
 
 def test_noise_comes_from_torchs_generator():
@@ -97,7 +107,8 @@ def test_weights_are_shared_and_a_replaced_one_is_noticed():
     assert fast.is_current()
     with th.no_grad():
         expected = policy.predict_values(th.as_tensor(observation))
-    assert th.allclose(fast.forward(observation, fast.head.noise(1, 1)[0])[1], expected)
+    actions, z = fast.act(observation, fast.head.noise(1, 1)[0])
+    assert th.allclose(fast.evaluate(observation, z, actions)[0], expected)
     policy.value_net.bias.data = th.zeros(1)
     assert not fast.is_current()
 

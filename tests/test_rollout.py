@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -144,6 +150,23 @@ def test_timeouts_are_bootstrapped_and_terminations_are_not():
     assert set(lengths[:-1]) != {12}
     for end, length in zip(np.flatnonzero(ends), lengths, strict=False):
         assert (abs(added[end]) > 1e-6) == (length == 12)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+def test_a_rollout_that_nobody_watches_is_the_same(action_space):
+    """To the bit: a callback that only looks does not change a training."""
+    assert not rollout.can_look(CallbackList([ConvertCallback(None), ProgressBarCallback()]))
+    watched = make_model(action_space).learn(128, callback=Locals()).rollout_buffer
+    alone = make_model(action_space).learn(128).rollout_buffer
+    for name in FIELDS:
+        assert np.array_equal(getattr(watched, name), getattr(alone, name)), name
+
+
+@pytest.mark.parametrize(
+    "callback", [Locals(), ConvertCallback(lambda *_: True), CallbackList([StopTrainingOnMaxEpisodes(1)])]
+)
+def test_whoever_may_look_is_shown(callback):
+    assert rollout.can_look(callback)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
