@@ -13,7 +13,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy, regression_gradient
+from sb3_minitrpo.numpy_mlp import regression_gradient
+from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy
 from sb3_minitrpo.trust_region.states import take
 from sb3_minitrpo.trust_region.updater import evaluation_mode
 

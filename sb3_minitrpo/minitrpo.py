@@ -18,9 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_minitrpo.critic import CriticFit, critic_params, fit_critic
 from sb3_minitrpo.distributions import action_distribution
+from sb3_minitrpo.numpy_policy import fast_fisher_product
 from sb3_minitrpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_minitrpo.rollout import check_rollout, collect_fast, collects_fast
 from sb3_minitrpo.trust_region import StepInfo, TRPOConfig, TRPOUpdater
+from sb3_minitrpo.trust_region.fisher import fisher_product
 from sb3_minitrpo.trust_region.least_squares import INITIAL_DAMPING, gauss_newton_steps
 from sb3_minitrpo.trust_region.updater import check_setting
 
@@ -97,8 +99,9 @@ class MiniTRPO(OnPolicyAlgorithm):
         need no learning rate: ``learning_rate``, ``batch_size`` and ``n_critic_updates`` have no say then
     :param gn_steps: Gauss-Newton steps per update, with ``critic="gauss_newton"``
     :param gn_cg_steps: The largest number of products per Gauss-Newton step
-    :param fast_path: Collect rollouts and fit the critic in NumPy where the policy is Stable-Baselines3's own MLP policy,
-        on a CPU, without gSDE. Everything else goes by torch and Stable-Baselines3's loop, as does all with ``False``.
+    :param fast_path: Collect rollouts, multiply by the Fisher matrix and fit the critic in NumPy, where the policy is
+        Stable-Baselines3's own MLP policy, on a CPU, without gSDE. Everything else goes by torch and Stable-Baselines3's
+        loop, as does all with ``False``.
     :raises ValueError: for an argument that cannot work, with its value and what to do
     """
 
@@ -245,7 +248,12 @@ class MiniTRPO(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         data = next(self.rollout_buffer.get(batch_size=None))  # every sample once, shuffled
 
-        updater = TRPOUpdater(self.policy, self._step_config(), dist=partial(action_distribution, self.policy))
+        updater = TRPOUpdater(
+            self.policy,
+            self._step_config(),
+            dist=partial(action_distribution, self.policy),
+            fisher=fast_fisher_product if self.fast_path else fisher_product,
+        )
         step = updater.step(data.observations, self._actions(data), self._advantages(data), data.old_log_prob)
         critic = self._fit_critic(data, updater.params)
 

@@ -7,7 +7,6 @@ tenth of it. Only what Stable-Baselines3 builds by itself is known here; :func:`
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -17,45 +16,32 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
+from torch.distributions import Distribution
 
-Array = np.ndarray
-
-
-def sigmoid(x: Array) -> Array:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)  # does not overflow
-
-
-class Activation(NamedTuple):
-    """A function and its derivative, the latter from the function's value."""
-
-    value: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-
-
-# Only such as have no settings of their own
-ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: Activation(np.tanh, lambda y: 1.0 - y * y),
-    nn.ReLU: Activation(lambda x: np.maximum(x, 0.0), lambda y: y > 0.0),
-    nn.Sigmoid: Activation(sigmoid, lambda y: y * (1.0 - y)),
-}
+from sb3_minitrpo.numpy_mlp import ACTIVATIONS, Array, apply, backward, forward, layers_of, sigmoid, tangent
+from sb3_minitrpo.trust_region.fisher import Product, fisher_product
+from sb3_minitrpo.trust_region.joint import fisher_blocks
+from sb3_minitrpo.trust_region.parameters import unflatten
+from sb3_minitrpo.trust_region.states import States
 
 
 class GaussianHead:
     """z is the mean of N(mean, diag σ²)."""
 
-    def __init__(self, log_std: th.Tensor):
-        self.log_std = log_std.detach().numpy()
+    def __init__(self, log_std: nn.Parameter):
+        self.log_std = log_std
+        self.values = log_std.detach().numpy()
 
     def noise(self, *shape: int) -> Array:
         """Standard normal numbers, from torch's generator as everything that a policy draws."""
-        return th.randn(*shape, len(self.log_std)).numpy()
+        return th.randn(*shape, len(self.values)).numpy()
 
     def actions(self, mean: Array, noise: Array) -> Array:
-        return mean + np.exp(self.log_std) * noise
+        return mean + np.exp(self.values) * noise
 
     def log_prob(self, mean: Array, actions: Array) -> Array:
-        z = (actions - mean) / np.exp(self.log_std)
-        return -0.5 * (z * z).sum(axis=-1) - self.log_std.sum() - np.float32(0.5 * math.log(2.0 * math.pi) * len(self.log_std))
+        z = (actions - mean) / np.exp(self.values)
+        return -0.5 * (z * z).sum(axis=-1) - self.values.sum() - np.float32(0.5 * math.log(2.0 * math.pi) * len(self.values))
 
 
 class CategoricalHead:
@@ -132,6 +118,11 @@ class NumpyPolicy:
         self.params = list(policy.parameters())
         self.addresses = [param.data_ptr() for param in self.params]
 
+    def actor_params(self) -> list[th.Tensor]:
+        """The parameters that the action distribution depends on."""
+        params: list[th.Tensor] = [param for layer in self.actor for param in layer.linear.parameters()]
+        return [*params, self.head.log_std] if isinstance(self.head, GaussianHead) else params
+
     def is_current(self) -> bool:
         """Whether the weights are still in the memory that this object looks at."""
         return self.addresses == [param.data_ptr() for param in self.params]
@@ -157,54 +148,6 @@ class NumpyPolicy:
 def flat(observations: Array) -> Array:
     """What the flatten extractor makes of observations, shape ``(n, features)``."""
     return observations.reshape(len(observations), -1).astype(np.float32, copy=False)
-
-
-class Layer(NamedTuple):
-    """A linear layer and what follows it. The arrays share the memory of the parameters."""
-
-    linear: nn.Linear
-    weight: Array  # (in, out)
-    bias: Array
-    activation: Activation | None
-
-
-def layers_of(hidden: nn.Sequential, last: nn.Module) -> list[Layer]:
-    modules = [*hidden, last]
-    return [
-        Layer(module, module.weight.detach().numpy().T, module.bias.detach().numpy(), ACTIVATIONS.get(type(following)))
-        for module, following in zip(modules, [*modules[1:], None], strict=True)
-        if isinstance(module, nn.Linear)
-    ]
-
-
-def apply(layers: Sequence[Layer], x: Array) -> Array:
-    for _, weight, bias, activation in layers:
-        x = x @ weight + bias
-        if activation is not None:
-            x = activation.value(x)
-    return x
-
-
-def regression_gradient(layers: Sequence[Layer], x: Array, targets: Array) -> float:
-    """
-    mean (V(x) − R)², with its gradient in each parameter put into ``.grad``.
-
-    :param layers: V, with one output
-    :param x: shape ``(n, in)``
-    :param targets: R, shape ``(n,)``
-    """
-    outputs = [x]
-    for layer in layers:
-        outputs.append(apply([layer], outputs[-1]))
-    error = outputs[-1][:, 0] - targets
-    delta = (error * np.float32(2.0 / len(x)))[:, None]  # ∂loss/∂(weight · input + bias) of a layer, from the last one back
-    for i in reversed(range(len(layers))):
-        layers[i].linear.weight.grad = th.from_numpy(delta.T @ outputs[i])
-        layers[i].linear.bias.grad = th.from_numpy(delta.sum(axis=0))
-        before = layers[i - 1].activation if i > 0 else None
-        if before is not None:
-            delta = (delta @ layers[i].weight.T) * before.slope(outputs[i])
-    return float(error.dot(error)) / len(x)
 
 
 def numpy_policy(policy: ActorCriticPolicy) -> NumpyPolicy | None:
@@ -260,3 +203,36 @@ def is_stock_mlp(net: nn.Sequential) -> bool:
         and all(is_stock(module, nn.Linear) and module.bias is not None for module in linear)
         and all(type(module) in ACTIVATIONS and is_stock(module, type(module)) for module in activations)
     )
+
+
+def fast_fisher_product(
+    policy: nn.Module,
+    dist_at: Callable[[States], Distribution],
+    states: States,
+    dist: Distribution,
+    params: Sequence[th.Tensor],
+) -> Product:
+    """
+    :func:`~sb3_minitrpo.trust_region.fisher.fisher_product`, written out for the stock MLP: nothing but the arithmetic is
+    left of a product then. Another policy, or one with frozen layers, gets the general one.
+    """
+    stock = numpy_policy(policy) if isinstance(policy, ActorCriticPolicy) else None
+    if stock is None or {id(param) for param in params} != {id(param) for param in stock.actor_params()}:
+        return fisher_product(policy, dist_at, states, dist, params)
+    assert isinstance(states, th.Tensor)  # the stock MLP takes no dictionaries
+    layers, log_std = stock.actor, stock.head.log_std if isinstance(stock.head, GaussianHead) else None
+    done = forward(layers, flat(states.numpy()))
+    # z is what the network gives; σ is a parameter by itself, and the Fisher information of log σ is 2
+    blocks = (fisher_blocks(dist) or [])[: 1 if log_std is not None else None]
+    bounds = np.cumsum([block.z.shape[-1] for block in blocks])[:-1]
+
+    def product(v: th.Tensor) -> th.Tensor:
+        direction = {param: x.numpy() for param, x in zip(params, unflatten(v, params), strict=True)}
+        Jv = np.split(tangent(layers, done, direction), bounds, axis=1)
+        MJv = [block.metric(th.from_numpy(x)).numpy() for block, x in zip(blocks, Jv, strict=True)]
+        Fv = backward(layers, done, np.concatenate(MJv, axis=1) / np.float32(len(states)))
+        if log_std is not None:
+            Fv[log_std] = np.float32(2.0) * direction[log_std]
+        return th.from_numpy(np.concatenate([Fv[param].ravel() for param in params]))
+
+    return product

@@ -8,7 +8,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_minitrpo.numpy_policy import flat, numpy_policy, regression_gradient
+from sb3_minitrpo.distributions import action_distribution
+from sb3_minitrpo.numpy_mlp import regression_gradient
+from sb3_minitrpo.numpy_policy import fast_fisher_product, flat, numpy_policy
+from sb3_minitrpo.trust_region.fisher import fisher_product
 
 ACTION_SPACES = {
     "box": spaces.Box(-1.0, 1.0, (3,)),
@@ -127,6 +130,26 @@ def test_the_critics_gradient_is_that_of_torch(activation, net_arch):
     grads = {name: param.grad for name, param in policy.named_parameters() if param.grad is not None}
     assert grads.keys() == expected.keys()
     assert all(th.allclose(grads[name], expected[name], atol=1e-5) for name in grads)
+
+
+@pytest.mark.parametrize("net_arch", [[], [7], [8, 6]])
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+def test_the_fisher_product_is_that_of_torch(action_space, net_arch):
+    policy = make_policy(action_space, net_arch=net_arch, activation_fn=nn.Tanh)
+    states = th.randn(40, 5)
+
+    def both(params):
+        dist = action_distribution(policy, states)
+        args = (policy, lambda states: action_distribution(policy, states), states, dist, params)
+        v = th.randn(sum(param.numel() for param in params))
+        return fast_fisher_product(*args)(v), fisher_product(*args)(v)
+
+    actor = [param for name, param in policy.named_parameters() if "value" not in name]
+    ours, theirs = both(actor)
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    policy.action_net.bias.requires_grad_(False)  # a frozen parameter is the general product's business
+    ours, theirs = both([param for param in actor if param.requires_grad])
+    assert th.equal(ours, theirs)
 
 
 def test_observations_are_flattened_as_the_extractor_does():
