@@ -13,11 +13,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_minitrpo.numpy_mlp import regression_gradient
+from sb3_minitrpo.numpy_mlp import BLAS, regression_gradient
 from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy
 from sb3_minitrpo.trust_region.states import take
 from sb3_minitrpo.trust_region.updater import evaluation_mode
 
+SMALL_BATCH = 512  # up to which a second thread does not pay
 Gradient = Callable[[th.Tensor], th.Tensor | float]  # rows of a minibatch ↦ its loss, the gradient left in .grad
 
 
@@ -59,13 +60,14 @@ def fit_critic(
     """
     optimizer = policy.optimizer
     before = copy.deepcopy((policy.state_dict(), optimizer.state_dict()))
-    stock = numpy_policy(policy) if fast else None
+    small = batch_size <= SMALL_BATCH or th.get_num_threads() == 1
+    stock = numpy_policy(policy) if fast and small else None
     gradient = gradient_by_torch(policy, params, observations, returns)
     if stock is not None and len(params) == 2 * len(stock.critic):  # nothing of it is frozen
         gradient = gradient_in_numpy(stock, observations, returns)
 
     losses = []
-    with training_mode(policy, observations), fused(optimizer), np.errstate(over="ignore", invalid="ignore"):
+    with training_mode(policy, observations), fused(optimizer), BLAS.limit(limits=1), np.errstate(all="ignore"):
         optimizer.zero_grad()
         for _ in range(n_epochs if params else 0):  # all of the critic may be frozen, or the actor's
             order = th.from_numpy(np.random.permutation(len(returns))).to(returns.device)

@@ -5,9 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 Array = np.ndarray
+
+# NumPy's BLAS and torch have threads of their own, which wait by spinning. Where both compute in turns, with more threads
+# than idle cores, an update can take a hundred times as long. The products here are too small for a second thread anyway.
+BLAS = ThreadpoolController().select(user_api="blas")
 
 
 def sigmoid(x: Array) -> Array:

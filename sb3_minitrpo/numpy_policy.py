@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 from torch.distributions import Distribution
 
-from sb3_minitrpo.numpy_mlp import ACTIVATIONS, Array, apply, backward, forward, layers_of, sigmoid, tangent
+from sb3_minitrpo.numpy_mlp import ACTIVATIONS, BLAS, Array, apply, backward, forward, layers_of, sigmoid, tangent
 from sb3_minitrpo.trust_region.fisher import Product, fisher_product
 from sb3_minitrpo.trust_region.joint import fisher_blocks
 from sb3_minitrpo.trust_region.parameters import unflatten
@@ -139,6 +139,7 @@ class NumpyPolicy:
             raise ValueError(f"the policy gave parameters of the action distribution that are not finite: {z}")
         return self.head.actions(z, noise), z
 
+    @BLAS.wrap(limits=1)
     def evaluate(self, observations: Array, z: Array, actions: Array) -> tuple[th.Tensor, th.Tensor]:
         """:return: values ``(n, 1)`` and log-probabilities ``(n,)``, as the torch policy's ``forward`` gives them"""
         log_probs = self.head.log_prob(z, actions)
@@ -214,9 +215,10 @@ def fast_fisher_product(
 ) -> Product:
     """
     :func:`~sb3_minitrpo.trust_region.fisher.fisher_product`, written out for the stock MLP: nothing but the arithmetic is
-    left of a product then. Another policy, or one with frozen layers, gets the general one.
+    left of a product then. Another policy, or one with frozen layers, gets the general one; so does every policy if torch
+    may use several threads, which for large batches gain more.
     """
-    stock = numpy_policy(policy) if isinstance(policy, ActorCriticPolicy) else None
+    stock = numpy_policy(policy) if isinstance(policy, ActorCriticPolicy) and th.get_num_threads() == 1 else None
     if stock is None or {id(param) for param in params} != {id(param) for param in stock.actor_params()}:
         return fisher_product(policy, dist_at, states, dist, params)
     assert isinstance(states, th.Tensor)  # the stock MLP takes no dictionaries
@@ -226,6 +228,7 @@ def fast_fisher_product(
     blocks = (fisher_blocks(dist) or [])[: 1 if log_std is not None else None]
     bounds = np.cumsum([block.z.shape[-1] for block in blocks])[:-1]
 
+    @BLAS.wrap(limits=1)
     def product(v: th.Tensor) -> th.Tensor:
         direction = {param: x.numpy() for param, x in zip(params, unflatten(v, params), strict=True)}
         Jv = np.split(tangent(layers, done, direction), bounds, axis=1)

@@ -55,7 +55,7 @@ def collect_fast(
         acts.append((actions, z))
         if watched:
             obs_tensor = th.as_tensor(self._last_obs)
-            values, log_probs = policy.evaluate(self._last_obs, z, actions)  # type: ignore[arg-type]
+            values, log_probs = policy.evaluate(self._last_obs, z, actions)
             store_evaluation(rollout_buffer, slice(n_steps, n_steps + 1), values, log_probs)
 
         clipped_actions = actions
