@@ -1,10 +1,10 @@
-# make install | train | test | lint | format | type | clean
+# make install | train | benchmark | test | lint | format | type | clean
 PYTHON ?= python3
 ENV ?= CartPole-v1
 STEPS ?= 100000
 BIN := .venv/bin
 
-.PHONY: install train test lint format type clean
+.PHONY: install train benchmark test lint format type clean
 
 install: .venv/installed
 
@@ -15,6 +15,9 @@ install: .venv/installed
 
 train: install
 	$(BIN)/python scripts/train.py --env $(ENV) --steps $(STEPS)
+
+benchmark: install
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2
