@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="PATTERN", help="measurements whose name fits, with * and ? as in a shell"
     )
     parser.add_argument("--quick", action="store_true", help="a minute or two: small numbers of everything")
-    parser.add_argument("--repetitions", type=positive, help="of each timing (default: 15, of updates 5; quick: 2)")
+    parser.add_argument("--repetitions", type=positive, help="turns of learn() (default: 15; quick: 2)")
     parser.add_argument("--n-steps", type=positive, help="of an iteration (default: as each training has it; quick: 512)")
     parser.add_argument("--max-batch", type=positive, metavar="SAMPLES", help="leave larger updates out (quick: 2048)")
     parser.add_argument(

@@ -99,10 +99,10 @@ class Contender:
     arguments: dict[str, Any]
 
 
+# A variant, say with another critic, is another line here and its name in ``plan.CONTENDERS``.
 CONTENDERS = {
     "sb3-contrib": Contender(TRPO, {}),
-    # contrib's line search takes any improvement
-    "MiniTRPO": Contender(MiniTRPO, {"line_search_accept_ratio": 0.0}),
+    "MiniTRPO": Contender(MiniTRPO, {"line_search_accept_ratio": 0.0}),  # contrib's takes any improvement
 }
 
 

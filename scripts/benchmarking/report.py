@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.picture import draw_iterations
-from benchmarking.plan import BASELINE, OURS, TASKS, ZOO_TASK
+from benchmarking.plan import BASELINE, GPU_SECTION, OURS, TASKS, ZOO_TASK
 from benchmarking.sections import Section
 from benchmarking.statistics import Spread
 from benchmarking.summary import PARTS, Growth, Learning, growths, learning, mean_ratios, thread_times
@@ -17,9 +17,9 @@ RATIOS = f"""\
 How many times longer {BASELINE} took: medians of turns, quartiles in brackets. *Over the floor* is {OURS}'s `learn()`
 over the floor, *over stepping* its collection over stepping the environment alone."""
 GROWTH = f"""\
-{BASELINE} / {OURS} = ratio, of median seconds and of memory: how far the process's largest size rises. Observations of 64
-numbers, or images of 84×84×4. *Products* are those of {OURS} with the Fisher matrix, whose solver stops at a relative
-residual of 1e-4; {BASELINE} makes up to 15 and one more."""
+{BASELINE} / {OURS} = ratio, of median seconds and of memory: how far the process's largest size rises, or on a GPU the
+peak of torch's allocator. Observations of 64 numbers, or images of 84×84×4. *Products* are those of {OURS} with the Fisher
+matrix: its solver stops at a relative residual, that of {BASELINE} in practice after the 15 that both are allowed."""
 THREADS = f"""\
 Median seconds of an iteration of {OURS}, quartiles in brackets. The default is what torch and NumPy take where
 `OMP_NUM_THREADS` is not set."""
@@ -33,9 +33,15 @@ def write_report(out: Path, sections: dict[str, Section]) -> Path:
     :param sections: at least one, by name
     :return: the path of the tables
     """
-    writers = {"learn": learn_part, "growth": growth_part, "gpu": gpu_part, "threads": threads_part}
     parts = ["# Benchmark", notes(sections)]
-    parts += [writers[name](out, section) for name, section in sections.items()]
+    if "learn" in sections:
+        parts.append(learn_part(sections["learn"], out / "learn.png"))
+    if "growth" in sections:
+        parts.append(growth_part(sections["growth"], "train() as work grows"))
+    if GPU_SECTION in sections:
+        parts.append(growth_part(sections[GPU_SECTION], "train() of CnnPolicy on a GPU"))
+    if "threads" in sections:
+        parts.append(threads_part(sections["threads"]))
     parts += ["## Origin", origin(sections)]
     path = out / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -45,24 +51,27 @@ def write_report(out: Path, sections: dict[str, Section]) -> Path:
 def notes(sections: dict[str, Section]) -> str:
     """What a reader must know before believing a number."""
     said = [f"missing in {name}: {'; '.join(section.missing)}." for name, section in sections.items() if section.missing]
-    cells = [cell for section in sections.values() for cell in section.cells]
-    for what in ("commit", "versions"):
-        different = {json.dumps(cell["provenance"][what]) for cell in cells}
-        if len(different) > 1:
-            said.append(f"the measurements were made with {len(different)} different sets of {what}.")
+    origins = [cell["provenance"] for section in sections.values() for cell in section.cells]
+    for what, values in (
+        ("commits", {origin["commit"] for origin in origins}),
+        ("processors", {origin["machine"]["cpu"] for origin in origins}),
+        ("sets of versions", {json.dumps(origin["versions"]) for origin in origins}),
+    ):
+        if len(values) > 1:
+            said.append(f"the measurements were made with {len(values)} different {what}.")
     timed = sections["learn"].cells if "learn" in sections else []
     waiting = [cell["name"] for cell in timed if cell["name"] in TASKS and cell["result"]["busy"] < 0.95]
     if waiting:
         said.append(f"other processes took more than 5 % of the time of {', '.join(waiting)}: the machine was not quiet.")
-    return "\n".join(f"> **Note:** {sentence}" for sentence in said)
+    return "\n\n".join(f"> **Note:** {sentence}" for sentence in said)
 
 
-def learn_part(out: Path, section: Section) -> str:
+def learn_part(section: Section, picture: Path) -> str:
     learnings = [learning(cell) for cell in section.cells]
     parts = ["## An iteration of learn()"]
     if shown := [one for one in learnings if one.name in [*TASKS, ZOO_TASK]]:
-        draw_iterations(out / "learn.png", shown)
-        parts.append("![Seconds of an iteration, by task](learn.png)")
+        draw_iterations(picture, shown)
+        parts.append(f"![Seconds of an iteration, by task]({picture.name})")
     return "\n\n".join([*parts, seconds_table(learnings), ITERATIONS, ratio_table(learnings), RATIOS])
 
 
@@ -106,12 +115,8 @@ def ratio_table(learnings: Sequence[Learning]) -> str:
     return table(header, rows)
 
 
-def growth_part(out: Path, section: Section) -> str:
-    return "\n\n".join(["## train() as work grows", growth_table(growths(section.cells)), GROWTH])
-
-
-def gpu_part(out: Path, section: Section) -> str:
-    return "\n\n".join(["## train() of CnnPolicy on a GPU", growth_table(growths(section.cells)), GROWTH])
+def growth_part(section: Section, title: str) -> str:
+    return "\n\n".join([f"## {title}", growth_table(growths(section.cells)), GROWTH])
 
 
 def growth_table(sizes: Sequence[Growth]) -> str:
@@ -129,7 +134,7 @@ def growth_table(sizes: Sequence[Growth]) -> str:
     return table(header, rows)
 
 
-def threads_part(out: Path, section: Section) -> str:
+def threads_part(section: Section) -> str:
     times = thread_times(section.cells)
     choices = list(dict.fromkeys(choice for of_case in times.values() for choice in of_case))
     rows = [[case, *(thread_entry(of_case, choice) for choice in choices)] for case, of_case in times.items()]
