@@ -1,10 +1,10 @@
-# make install | train | compare | test | lint | format | type | clean
+# make install | train | compare | benchmark | test | lint | format | type | clean
 PYTHON ?= python3
 ENV ?= CartPole-v1
 STEPS ?= 100000
 BIN := .venv/bin
 
-.PHONY: install train compare test lint format type clean
+.PHONY: install train compare benchmark test lint format type clean
 
 install: .venv/installed
 
@@ -18,6 +18,9 @@ train: install
 
 compare: install
 	$(BIN)/python scripts/compare.py $(ARGS)
+
+benchmark: install
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
