@@ -54,7 +54,8 @@ def layers_of(hidden: nn.Sequential, last: nn.Module) -> list[Layer]:
 
 def apply(layers: Sequence[Layer], x: Array) -> Array:
     for _, weight, bias, activation in layers:
-        x = x @ weight + bias
+        x = x.dot(weight)
+        x += bias
         if activation is not None:
             x = activation.value(x)
     return x
