@@ -7,14 +7,17 @@ is the identity; :func:`active` decides that, for all of them.
 """
 
 import atexit
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from sb3_minitrpo.trust_region.updater import Average, average_here
 
@@ -28,6 +31,26 @@ class RankError(RuntimeError):
 def active() -> bool:
     """Whether this process is one of a group, be it the only one."""
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def process_group(timeout: timedelta) -> Iterator[None]:
+    """
+    The group that torchrun has prepared, for the length of a block; none, if this process was not started by torchrun.
+
+    :param timeout: how long a rank waits for another before that is an error
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        yield
+        return
+    store, own_rank, size = next(rendezvous("env://", timeout=timeout))
+    # Without a rendezvous backend, torchrun keeps the store over a restart, with the addresses of processes that are gone
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    dist.init_process_group(store=store, rank=own_rank, world_size=size, timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -636,7 +636,7 @@ def test_episodes_of_ranks_are_mixed_as_if_they_had_come_in_turn():
 
 
 def train_until_it_plays(normalize):
-    model = make_model(n_envs=4, normalize=normalize, n_steps=256, n_critic_updates=10, target_kl=0.02).learn(60_000)
+    model = make_model(n_envs=4, normalize=normalize, n_steps=256, n_critic_updates=10, target_kl=0.02).learn(50_000)
     env = make_vec_env("CartPole-v1", 1, seed=100)
     if normalize:
         env = VecNormalize(env, training=False, norm_reward=False)
