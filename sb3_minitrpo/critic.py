@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from sb3_minitrpo.numpy_mlp import BLAS, regression_gradient
 from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy
+from sb3_minitrpo.trust_region.parameters import flatten, unflatten
 from sb3_minitrpo.trust_region.states import take
-from sb3_minitrpo.trust_region.updater import evaluation_mode
+from sb3_minitrpo.trust_region.updater import Average, average_here, evaluation_mode
 
 SMALL_BATCH = 512  # up to which a second thread does not pay
 Gradient = Callable[[th.Tensor], th.Tensor | float]  # rows of a minibatch ↦ its loss, the gradient left in .grad
@@ -43,6 +44,8 @@ def fit_critic(
     batch_size: int,
     n_epochs: int,
     fast: bool = True,
+    n_minibatches: int | None = None,
+    average: Average = average_here,
 ) -> CriticFit:
     """
     Lower mean (V(s) − R)² by minibatch steps of ``policy.optimizer``, without moving the policy.
@@ -57,6 +60,9 @@ def fit_critic(
     :param batch_size: size of a minibatch; the last of an epoch may be smaller
     :param n_epochs: passes over the data, each in a new order drawn from NumPy's generator, as the rollout buffer does
     :param fast: differentiate the stock MLP in NumPy instead of torch, to the same result
+    :param n_minibatches: how many minibatches a pass has, of nearly equal size; by default as many as ``batch_size`` gives
+    :param average: (mean over ``n`` samples here, n) ↦ mean over all samples, for data that are spread over processes:
+        a minibatch is then one of each process together. Each step takes one flat vector.
     """
     optimizer = policy.optimizer
     before = copy.deepcopy((policy.state_dict(), optimizer.state_dict()))
@@ -65,16 +71,20 @@ def fit_critic(
     gradient = gradient_by_torch(policy, params, observations, returns)
     if stock is not None and len(params) == 2 * len(stock.critic):  # nothing of it is frozen
         gradient = gradient_in_numpy(stock, observations, returns)
+    if average is not average_here:
+        gradient = averaged(gradient, params, average)
 
     losses = []
     with training_mode(policy, observations), fused(optimizer), BLAS.limit(limits=1), np.errstate(all="ignore"):
         optimizer.zero_grad()
         for _ in range(n_epochs if params else 0):  # all of the critic may be frozen, or the actor's
             order = th.from_numpy(np.random.permutation(len(returns))).to(returns.device)
-            for rows in order.split(batch_size):
+            for rows in minibatches(order, batch_size, n_minibatches):
                 losses.append(gradient(rows))
                 optimizer.step()
         optimizer.zero_grad()
+    if average is not average_here:
+        average_buffers(policy, before[0], len(returns), average)
 
     loss = float(sum(losses) / len(losses)) if losses else math.nan
     accepted = all_finite(policy.state_dict(), optimizer.state_dict())
@@ -102,6 +112,36 @@ def critic_params(
         return []
     grads = th.autograd.grad(value, params, allow_unused=True)
     return [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+
+
+def minibatches(order: th.Tensor, batch_size: int, count: int | None) -> Sequence[th.Tensor]:
+    parts = order.split(batch_size)
+    return parts if count in (None, len(parts)) else order.tensor_split(count)
+
+
+def averaged(gradient: Gradient, params: Sequence[nn.Parameter], average: Average) -> Gradient:
+    """Loss and gradient over the minibatches of all processes. Where a parameter has no gradient, it is zero on the way."""
+
+    def gradient_of_all(rows: th.Tensor) -> th.Tensor:
+        loss = th.as_tensor(gradient(rows)).to(params[0])
+        grads = [th.zeros_like(param) if param.grad is None else param.grad for param in params]
+        mean = average(flatten([loss, *grads]), len(rows))
+        for param, grad in zip(params, unflatten(mean[1:], params), strict=True):
+            param.grad = None if param.grad is None else grad
+        return mean[0]
+
+    return gradient_of_all
+
+
+@th.no_grad()
+def average_buffers(policy: ActorCriticPolicy, before: Mapping[str, th.Tensor], n: int, average: Average) -> None:
+    """The running statistics of the critic's own batch normalisation, which each process has moved by its own data."""
+    buffers = [(before[name], buffer) for name, buffer in policy.named_buffers() if name in before]
+    floating = [(old, buffer) for old, buffer in buffers if buffer.is_floating_point()]
+    if floating:
+        changes = average(flatten([buffer - old for old, buffer in floating]), n)
+        for (old, buffer), change in zip(floating, unflatten(changes, [old for old, _ in floating]), strict=True):
+            buffer.copy_(old + change)
 
 
 def gradient_by_torch(

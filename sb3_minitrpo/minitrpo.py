@@ -13,10 +13,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_minitrpo.critic import CriticFit, critic_params, fit_critic
+from sb3_minitrpo.data_parallel import (
+    collect_together,
+    common_number_of_minibatches,
+    explained_variance,
+    mean_and_std,
+    require_same_state,
+    seed_of_rank,
+    set_up_together,
+)
+from sb3_minitrpo.distributed import averaging, together
 from sb3_minitrpo.distributions import action_distribution
 from sb3_minitrpo.numpy_policy import fast_fisher_product
 from sb3_minitrpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -53,13 +63,17 @@ class MiniTRPO(OnPolicyAlgorithm):
     Arguments, their order and defaults are those of ``sb3_contrib.TRPO``; those behind ``_init_setup_model`` are new.
     ``target_kl`` and ``cg_damping`` are not in the same units: see the parameters.
 
+    Where a ``torch.distributed`` process group is initialized, all its ranks train one model: each steps environments of
+    its own, with seeds of its own, and every update is that of all their data. All ranks call ``learn``. Steps are counted
+    over all of them; rank 0 alone logs and calls callbacks, but for those with a true attribute ``every_rank``.
+
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: The learning rate of the value function, it can be a function
         of the current progress remaining (from 1 to 0). The policy has no learning rate.
     :param n_steps: The number of steps to run for each environment per update
         (an update sees ``n_steps * n_envs`` samples)
-    :param batch_size: Minibatch size for the value function
+    :param batch_size: Minibatch size for the value function (on each rank, where there are several)
     :param gamma: Discount factor
     :param cg_max_steps: The largest number of Fisher-vector products in the conjugate gradient solver
     :param cg_damping: λ in (F + λI) x = g, where F is the Fisher matrix of whole actions. For actions of ``d``
@@ -227,9 +241,15 @@ class MiniTRPO(OnPolicyAlgorithm):
                 "normalized: raise n_steps, or pass normalize_advantage=False"
             )
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed_of_rank(seed))
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
+        return collect_together(self, lambda: self._collect(env, callback, rollout_buffer, n_rollout_steps))
+
+    def _collect(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         try:
             if self.fast_path and collects_fast(self):
                 return collect_fast(self, env, callback, rollout_buffer, n_rollout_steps)
@@ -244,7 +264,8 @@ class MiniTRPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """One update from the current rollouts: the policy by the trust region step, then the critic by regression."""
-        check_rollout(self.rollout_buffer, self._last_obs)
+        with together():
+            check_rollout(self.rollout_buffer, self._last_obs)
         self._update_learning_rate(self.policy.optimizer)
         data = next(self.rollout_buffer.get(batch_size=None))  # every sample once, shuffled
 
@@ -252,12 +273,15 @@ class MiniTRPO(OnPolicyAlgorithm):
             self.policy,
             self._step_config(),
             dist=partial(action_distribution, self.policy),
+            average=averaging(),
             fisher=fast_fisher_product if self.fast_path else fisher_product,
+            together=together,
         )
         step = updater.step(data.observations, self._actions(data), self._advantages(data), data.old_log_prob)
         critic = self._fit_critic(data, updater.params)
 
         self._n_updates += 1
+        require_same_state(self)
         self._log(step, critic)
 
     def _fit_critic(self, data: RolloutBufferSamples, actor_params: list[th.Tensor]) -> CriticFit:
@@ -271,6 +295,8 @@ class MiniTRPO(OnPolicyAlgorithm):
                 batch_size=self.batch_size,
                 n_epochs=self.n_critic_updates,
                 fast=self.fast_path,
+                n_minibatches=common_number_of_minibatches(len(data.returns), self.batch_size),
+                average=averaging(),
             )
         fit = gauss_newton_steps(
             self.policy,
@@ -281,6 +307,7 @@ class MiniTRPO(OnPolicyAlgorithm):
             damping=self._critic_damping,
             n_steps=self.gn_steps,
             cg_iters=self.gn_cg_steps,
+            average=averaging(),
         )
         self._critic_damping = fit.damping
         return CriticFit(fit.loss, accepted=fit.steps > 0)
@@ -306,7 +333,8 @@ class MiniTRPO(OnPolicyAlgorithm):
         if not self.normalize_advantage:
             return data.advantages
         advantages = data.advantages.double()  # squares of large float32 numbers overflow
-        return ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).to(data.advantages.dtype)
+        mean, std = mean_and_std(advantages)
+        return ((advantages - mean) / (std + 1e-8)).to(data.advantages.dtype)
 
     def _log(self, step: StepInfo, critic: CriticFit) -> None:
         record = self.logger.record
@@ -336,6 +364,17 @@ class MiniTRPO(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             record("train/std", th.exp(self.policy.log_std).mean().item())
         record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        setup = partial(super()._setup_learn, reset_num_timesteps=reset_num_timesteps, tb_log_name=tb_log_name)
+        return set_up_together(self, setup, total_timesteps, callback, progress_bar)
 
     def learn(
         self: SelfMiniTRPO,

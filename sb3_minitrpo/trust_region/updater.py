@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -137,6 +137,16 @@ class Batch(NamedTuple):
     old_logp: th.Tensor
 
 
+class Measured(NamedTuple):
+    """L, entropy and ∇L(θ₀) over the data here, the latter for each trainable parameter; ``None`` where π₀ does not use it."""
+
+    dist: Distribution
+    surrogate: th.Tensor
+    entropy: th.Tensor
+    candidates: list[th.Tensor]
+    grads: Sequence[th.Tensor | None]
+
+
 class Start(NamedTuple):
     """Everything at θ₀ that the update needs: θ and ∇L(θ₀) as flat vectors, and π₀ live and as a snapshot."""
 
@@ -166,6 +176,8 @@ class TRPOUpdater:
         processes; called with small vectors of values, and with one flat vector for g and for each product
     :param fisher: makes v ↦ F v of the data here, with the arguments of
         :func:`~sb3_minitrpo.trust_region.fisher.fisher_product`; for a network of which a faster way is known
+    :param together: () ↦ a context in which a part of the data is checked and measured before anything is averaged; for
+        data that are spread over processes, it turns an error of one into an error of all
     :ivar params: the parameters that the last step found the action distribution to depend on
     :raises ValueError: if there is no distribution function
     """
@@ -177,6 +189,7 @@ class TRPOUpdater:
         dist: Callable[[States], Distribution] | None = None,
         average: Average = average_here,
         fisher: FisherProduct = fisher_product,
+        together: Callable[[], AbstractContextManager] = nullcontext,
     ):
         dist = dist if dist is not None else getattr(policy, "dist", None)
         if dist is None:
@@ -189,6 +202,7 @@ class TRPOUpdater:
         self.dist = dist
         self.average = average
         self.fisher = fisher
+        self.together = together
         self.params: list[th.Tensor] = []
 
     def step(self, states: States, actions: th.Tensor, advantages: th.Tensor, old_logp: th.Tensor) -> StepInfo:
@@ -209,9 +223,11 @@ class TRPOUpdater:
         :raises ValueError: for shapes that do not fit, values that are not finite, or a policy that cannot be moved
         """
         cfg = self.config
-        batch = checked_batch(states, actions, advantages, old_logp)
         with evaluation_mode(self.policy), th.enable_grad():
-            start = self._start(batch)
+            with self.together():
+                batch = checked_batch(states, actions, advantages, old_logp)
+                here = self._measure(batch)
+            start = self._start(here, n=len(advantages))
             grad_norm = float(th.linalg.vector_norm(start.gradient, dtype=th.float64))
             info = StepInfo("gradient is zero", start.surrogate, start.entropy, grad_norm)
             if not 0.0 < grad_norm < math.inf:
@@ -227,8 +243,8 @@ class TRPOUpdater:
             full_step = math.sqrt(2.0 * cfg.max_kl / xAx) * solution.x
             return self._search(batch, start, full_step, info)
 
-    def _start(self, batch: Batch) -> Start:
-        """L, g and π₀ at θ₀, from one pass forward and one back."""
+    def _measure(self, batch: Batch) -> Measured:
+        """L, entropy and gradient at θ₀ over the data here, from one pass forward and one back."""
         dist = self._distribution(batch.states, n=len(batch.advantages))
         surrogate, entropy = self._surrogate(dist, batch, with_entropy=True)
         candidates = trainable(self.policy)
@@ -238,19 +254,28 @@ class TRPOUpdater:
                 "check requires_grad, and that dist(states) is not computed under torch.no_grad()"
             )
         grads = th.autograd.grad(surrogate, candidates, retain_graph=True, allow_unused=True)
-        moved = [(param, grad) for param, grad in zip(candidates, grads, strict=True) if grad is not None]
+        return Measured(dist, surrogate.detach().double(), entropy.detach().double(), candidates, grads)
+
+    def _start(self, here: Measured, n: int) -> Start:
+        """L, g and π₀ at θ₀ over all data."""
+        used = [grad is not None for grad in here.grads]
+        values = th.stack([here.surrogate, here.entropy])
+        surrogate, entropy, *users = self.average(th.cat([values, values.new_tensor(used)]), n).tolist()
+        if users != used:
+            raise ValueError(
+                "the action distribution depends on a parameter for some of the data and not for others: "
+                "write dist(states) so that every batch of states goes through the same parameters"
+            )
+        moved = [(param, grad) for param, grad in zip(here.candidates, here.grads, strict=True) if grad is not None]
         self.params = [param for param, _ in moved]
-        n = len(batch.advantages)
-        values = th.stack([surrogate.detach().double(), entropy.detach().double()])
-        surrogate_value, entropy_value = self.average(values, n).tolist()
         return Start(
             params=self.params,
             theta=flat_params(self.params),
             gradient=self.average(flatten([grad for _, grad in moved]), n),
-            surrogate=surrogate_value,
-            entropy=entropy_value,
-            dist=dist,
-            old_dist=joint.snapshot(dist),
+            surrogate=surrogate,
+            entropy=entropy,
+            dist=here.dist,
+            old_dist=joint.snapshot(here.dist),
         )
 
     def _distribution(self, states: States, n: int) -> Distribution:

@@ -414,5 +414,6 @@ def test_data_in_two_parts_make_the_step_of_the_whole(policy):
     n_params = len(v)
     assert seen.count(((n_params,), 256)) == 1  # the gradient
     assert seen.count(((n_params,), 86)) == info.cg_iterations  # the products
-    assert seen.count(((2,), 256)) == 2 + info.backtracks  # L and entropy at θ₀; L and KL of each trial
+    assert seen.count(((2 + len(params),), 256)) == 1  # L and entropy at θ₀, and which parameters are used
+    assert seen.count(((2,), 256)) == 1 + info.backtracks  # L and KL of each trial
     assert len(seen) == 3 + info.cg_iterations + info.backtracks
