@@ -128,7 +128,8 @@ class RollingCheckpoint(BaseCallback):
     :param every: in steps of all ranks
     """
 
-    every_rank = True
+    every_rank = True  # see data_parallel
+    blind = True  # see rollout
 
     def __init__(self, path: Path, every: int):
         super().__init__()
@@ -159,6 +160,7 @@ class StopOnSignal(BaseCallback):
     """Ends training at the next step once a signal has been received. See :func:`stop_on_signals`."""
 
     every_rank = True
+    blind = True
     received: signal.Signals | None = None
 
     def _on_step(self) -> bool:

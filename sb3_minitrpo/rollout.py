@@ -112,11 +112,14 @@ def stock_policy(algorithm: OnPolicyAlgorithm) -> NumpyPolicy:
 
 
 def can_look(callback: BaseCallback) -> bool:
-    """Whether someone may read local variables or change weights within a rollout: whoever passed a callback to ``learn``."""
+    """
+    Whether someone may read local variables or change weights within a rollout: whoever passed a callback to ``learn``,
+    unless it says by an attribute ``blind`` that it does neither.
+    """
     if isinstance(callback, CallbackList):
         return any(can_look(part) for part in callback.callbacks)
     nobody = isinstance(callback, ConvertCallback) and callback.callback is None
-    return not (nobody or type(callback) is ProgressBarCallback)
+    return not (nobody or isinstance(callback, ProgressBarCallback) or getattr(callback, "blind", False))
 
 
 def ended_by_time_limit(info: dict[str, Any]) -> bool:
