@@ -182,7 +182,7 @@ def train(args: argparse.Namespace, stop: StopOnSignal) -> None:
     if rank() == 0 and model.num_timesteps:
         print(f"{args.env}: going on after {model.num_timesteps} steps, in {run}")
     elif rank() == 0:
-        print(f"{args.env}: return before training {evaluate(model, eval_env)}")
+        print(f"{args.env}: greedy return before training {evaluate(model, eval_env)}")
 
     left = max(args.steps - model.num_timesteps, 0)
     callbacks = [RollingCheckpoint(run / CHECKPOINT, args.checkpoint_every), stop]
@@ -192,7 +192,7 @@ def train(args: argparse.Namespace, stop: StopOnSignal) -> None:
         if model.num_timesteps < args.steps:
             print(f"stopped after {model.num_timesteps} steps: --resume {run} goes on")
         save(model, args, run)
-        print(f"{args.env}: return after {model.num_timesteps} steps {evaluate(model, eval_env)}")
+        print(f"{args.env}: greedy return after {model.num_timesteps} steps {evaluate(model, eval_env)}")
 
 
 @record
