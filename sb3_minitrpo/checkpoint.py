@@ -129,7 +129,7 @@ class RollingCheckpoint(BaseCallback):
     """
 
     every_rank = True  # see data_parallel
-    blind = True  # see rollout
+    ignores_rollout_steps = True  # see rollout
 
     def __init__(self, path: Path, every: int):
         super().__init__()
@@ -160,7 +160,7 @@ class StopOnSignal(BaseCallback):
     """Ends training at the next step once a signal has been received. See :func:`stop_on_signals`."""
 
     every_rank = True
-    blind = True
+    ignores_rollout_steps = True
     received: signal.Signals | None = None
 
     def _on_step(self) -> bool:

@@ -87,7 +87,8 @@ def fit_critic(
         average_buffers(policy, before[0], len(returns), average)
 
     loss = float(sum(losses) / len(losses)) if losses else math.nan
-    accepted = all_finite(policy.state_dict(), optimizer.state_dict())
+    moved = [value for name, value in policy.state_dict().items() if not th.equal(value, before[0][name])]
+    accepted = all_finite(dict(enumerate(moved)), optimizer.state_dict())
     if not accepted:
         policy.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
@@ -139,7 +140,8 @@ def average_buffers(policy: ActorCriticPolicy, before: Mapping[str, th.Tensor], 
     buffers = [(before[name], buffer) for name, buffer in policy.named_buffers() if name in before]
     floating = [(old, buffer) for old, buffer in buffers if buffer.is_floating_point()]
     if floating:
-        changes = average(flatten([buffer - old for old, buffer in floating]), n)
+        # where nothing changed it may be infinite, as a mask is: no difference of infinities then
+        changes = average(flatten([(buffer - old).where(buffer != old, 0.0) for old, buffer in floating]), n)
         for (old, buffer), change in zip(floating, unflatten(changes, [old for old, _ in floating]), strict=True):
             buffer.copy_(old + change)
 
@@ -174,8 +176,10 @@ def training_mode(policy: ActorCriticPolicy, observations: PyTorchObs) -> Iterat
     policy.set_training_mode(True)
     for module in shared:
         module.train(False)
-    yield
-    policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        policy.set_training_mode(False)
 
 
 def stateful_actor_modules(policy: ActorCriticPolicy, observations: PyTorchObs) -> list[nn.Module]:
@@ -183,11 +187,13 @@ def stateful_actor_modules(policy: ActorCriticPolicy, observations: PyTorchObs) 
     stateful = [module for module in policy.modules() if any(True for _ in module.buffers(recurse=False))]
     ran: list[nn.Module] = []
     hooks = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for module in stateful]
-    if stateful:
-        with th.no_grad():
-            policy.get_distribution(observations)
-    for hook in hooks:
-        hook.remove()
+    try:
+        if stateful:
+            with th.no_grad():
+                policy.get_distribution(observations)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return ran
 
 
@@ -197,12 +203,15 @@ def fused(optimizer: th.optim.Optimizer) -> Iterator[None]:
     groups = []
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
         groups = [group for group in optimizer.param_groups if group["fused"] is None and group["foreach"] is None]
+        groups = [group for group in groups if not group["differentiable"]]
         groups = [group for group in groups if all(param.device.type == "cpu" for param in group["params"])]
     for group in groups:
         group["fused"] = True
-    yield
-    for group in groups:
-        group["fused"] = None
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["fused"] = None
 
 
 def all_finite(*states: Any) -> bool:

@@ -98,6 +98,8 @@ def callbacks_here(callback: MaybeCallback) -> list[BaseCallback]:
 class CommonProgressBar(ProgressBarCallback):
     """Stable-Baselines3's progress bar over the steps of all ranks. Those of others come in between two rollouts."""
 
+    ignores_rollout_steps = True
+
     def _on_training_start(self) -> None:
         super()._on_training_start()
         self.first = self.model.num_timesteps

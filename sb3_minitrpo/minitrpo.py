@@ -113,9 +113,9 @@ class MiniTRPO(OnPolicyAlgorithm):
         need no learning rate: ``learning_rate``, ``batch_size`` and ``n_critic_updates`` have no say then
     :param gn_steps: Gauss-Newton steps per update, with ``critic="gauss_newton"``
     :param gn_cg_steps: The largest number of products per Gauss-Newton step
-    :param fast_path: Collect rollouts, multiply by the Fisher matrix and fit the critic in NumPy, where the policy is
-        Stable-Baselines3's own MLP policy, on a CPU, without gSDE. Everything else goes by torch and Stable-Baselines3's
-        loop, as does all with ``False``.
+    :param fast_path: Where the policy is Stable-Baselines3's own MLP policy (Tanh, ReLU or Sigmoid), on a CPU, without gSDE,
+        collect rollouts and fit the critic in NumPy, and with one thread of torch multiply by the Fisher matrix there too.
+        Everything else goes by torch and Stable-Baselines3's loop, as does all with ``False``.
     :raises ValueError: for an argument that cannot work, with its value and what to do
     """
 
@@ -163,7 +163,8 @@ class MiniTRPO(OnPolicyAlgorithm):
     ):
         if env is not None:
             env = maybe_make_env(env, verbose)
-            check_action_space(env.action_space)
+            if isinstance(env.action_space, spaces.Space):  # one of the old gym is converted first
+                check_action_space(env.action_space)
         super().__init__(
             policy,
             env,
@@ -223,13 +224,13 @@ class MiniTRPO(OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         """Also called by ``load``, whose keyword arguments replace saved ones."""
         for argument, field in STEP_SETTINGS.items():
-            if not (argument == "target_kl" and callable(self.target_kl)):
-                check_setting(field, getattr(self, argument), name=argument)
+            value = getattr(self, argument)
+            check_setting(field, value(1.0) if argument == "target_kl" and callable(value) else value, name=argument)
         if self.critic not in ("adam", "gauss_newton"):
             raise ValueError(f"critic={self.critic!r}: pass 'adam' or 'gauss_newton'")
         for argument, least in COUNTS.items():
             value = getattr(self, argument)
-            if not isinstance(value, Integral) or value < least:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{argument}={value!r}: pass a whole number of at least {least}")
         for argument in ("gamma", "gae_lambda"):
             value = getattr(self, argument)
@@ -251,7 +252,7 @@ class MiniTRPO(OnPolicyAlgorithm):
 
     def _collect(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         try:
-            if self.fast_path and collects_fast(self):
+            if self.fast_path and collects_fast(self, rollout_buffer, n_rollout_steps):
                 return collect_fast(self, env, callback, rollout_buffer, n_rollout_steps)
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
@@ -319,7 +320,7 @@ class MiniTRPO(OnPolicyAlgorithm):
 
     def _current_target_kl(self) -> float:
         """Read anew for each update, as the other settings are: they may be changed between two calls of ``learn``."""
-        # The last rollout may overshoot the total, and schedules commonly end in zero: there, nothing moves
+        # The last rollout may overshoot the total, and schedules commonly end in zero: a region below rounding, then
         value = FloatSchedule(self.target_kl)(max(self._current_progress_remaining, 0.0))
         value = SMALLEST_KL if value == 0.0 else value
         check_setting("max_kl", value, name="target_kl")
@@ -349,7 +350,8 @@ class MiniTRPO(OnPolicyAlgorithm):
         if step.accepted:
             record("train/kl_divergence_loss", step.kl)
         else:  # there is no divergence to report, nor is that of an earlier update, not yet written out, this one's
-            self.logger.name_to_value.pop("train/kl_divergence_loss", None)
+            for table in (self.logger.name_to_value, self.logger.name_to_excluded):
+                table.pop("train/kl_divergence_loss", None)
         record("train/step_norm", step.step_size)
         record("train/actual_improvement", step.improve)
         record("train/expected_improvement", step.expected_improve)

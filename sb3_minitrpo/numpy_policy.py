@@ -115,17 +115,21 @@ class NumpyPolicy:
         self.head = head
         self.actor = layers_of(policy.mlp_extractor.policy_net, policy.action_net)
         self.critic = layers_of(policy.mlp_extractor.value_net, policy.value_net)
-        self.params = list(policy.parameters())
-        self.addresses = [param.data_ptr() for param in self.params]
+        self.modules = list(policy.modules())
+        self.policy, self.seen = policy, fingerprint(self.modules)
 
     def actor_params(self) -> list[th.Tensor]:
         """The parameters that the action distribution depends on."""
         params: list[th.Tensor] = [param for layer in self.actor for param in layer.linear.parameters()]
         return [*params, self.head.log_std] if isinstance(self.head, GaussianHead) else params
 
-    def is_current(self) -> bool:
-        """Whether the weights are still in the memory that this object looks at."""
-        return self.addresses == [param.data_ptr() for param in self.params]
+    def is_current(self, policy: nn.Module) -> bool:
+        """Whether this is still the policy that was copied, with the same parts, and its weights in the same memory."""
+        return policy is self.policy and fingerprint(self.modules) == self.seen
+
+    def noise(self, n_steps: int, n_envs: int) -> Array:
+        """What :meth:`act` takes, step by step."""
+        return self.head.noise(n_steps, n_envs)
 
     def act(self, observations: Array, noise: Array) -> tuple[Array, Array]:
         """
@@ -135,9 +139,10 @@ class NumpyPolicy:
         :raises ValueError: for z that are not finite, as torch's distributions do
         """
         z = apply(self.actor, flat(observations))
-        if not math.isfinite(z.sum()):
+        actions = self.head.actions(z, noise)
+        if not math.isfinite(z.sum() + actions.sum()):
             raise ValueError(f"the policy gave parameters of the action distribution that are not finite: {z}")
-        return self.head.actions(z, noise), z
+        return actions, z
 
     @BLAS.wrap(limits=1)
     def evaluate(self, observations: Array, z: Array, actions: Array) -> tuple[th.Tensor, th.Tensor]:
@@ -188,10 +193,32 @@ def stock_head(policy: ActorCriticPolicy) -> Head | None:
     return None
 
 
+def fingerprint(modules: Sequence[nn.Module]) -> list[tuple]:
+    """What changes when a module gets other parts, parameters, memory of parameters, hooks or attributes."""
+    return [
+        (
+            *map(id, module._modules.values()),
+            *(param.data_ptr() for param in module._parameters.values() if param is not None),
+            len(module._forward_hooks) + len(module._forward_pre_hooks),
+            len(vars(module)),
+        )
+        for module in modules
+    ]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether someone listens to its passes forward or back, or to the gradients of its parameters."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks) or any(
+        param is not None and (param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None))
+        for param in module._parameters.values()
+    )
+
+
 def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Exactly of this class, with no hook and none of its methods shadowed by an attribute of the instance."""
     shadowed = any(callable(getattr(kind, name, None)) for name in vars(module))
-    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or shadowed)
+    return type(module) is kind and not (is_hooked(module) or shadowed)
 
 
 def is_stock_mlp(net: nn.Sequential) -> bool:

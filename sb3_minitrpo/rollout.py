@@ -9,6 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_minitrpo.numpy_policy import NumpyPolicy, numpy_policy
@@ -18,9 +20,9 @@ from sb3_minitrpo.trust_region.states import named_tensors
 Observations = np.ndarray | dict[str, np.ndarray]
 
 
-def collects_fast(algorithm: OnPolicyAlgorithm) -> bool:
+def collects_fast(algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, n_steps: int) -> bool:
     """Whether :func:`collect_fast` fills the buffer with what Stable-Baselines3's own loop would fill in."""
-    return type(algorithm.rollout_buffer) is RolloutBuffer and numpy_policy(algorithm.policy) is not None
+    return type(buffer) is RolloutBuffer and n_steps == buffer.buffer_size and numpy_policy(algorithm.policy) is not None
 
 
 def collect_fast(
@@ -44,10 +46,10 @@ def collect_fast(
     self.policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
-    policy = stock_policy(self)
-    noise = policy.head.noise(n_rollout_steps, env.num_envs)
+    policy = actor_of(self)
+    noise = policy.noise(n_rollout_steps, env.num_envs)
     watched = can_look(callback)
-    acts: list[tuple[np.ndarray, np.ndarray]] = []
+    acts: list[tuple[np.ndarray, Any]] = []
 
     n_steps = 0
     while n_steps < n_rollout_steps:
@@ -58,19 +60,16 @@ def collect_fast(
             values, log_probs = policy.evaluate(self._last_obs, z, actions)
             store_evaluation(rollout_buffer, slice(n_steps, n_steps + 1), values, log_probs)
 
-        clipped_actions = actions
-        if isinstance(self.action_space, spaces.Box):
-            actions = actions.reshape(-1, *self.action_space.shape)
-            clipped_actions = np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
-
+        actions = actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        clipped_actions = clipped(self.action_space, actions)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         self.num_timesteps += env.num_envs
 
         callback.update_locals(locals())
         if not callback.on_step():
             return False
-        if watched and not policy.is_current():
-            policy = stock_policy(self)  # the callback gave the weights other memory
+        if watched and not policy.is_current(self.policy):  # the callback changed more than the values of weights
+            policy = actor_of(self)
 
         self._update_info_buffer(infos, dones)
         n_steps += 1
@@ -90,12 +89,9 @@ def collect_fast(
         self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
 
-    observations = rollout_buffer.observations.reshape(-1, *rollout_buffer.obs_shape)
-    all_actions, all_z = (np.concatenate(arrays) for arrays in zip(*acts, strict=True))
-    evaluation = policy.evaluate(observations, all_z, all_actions)
     # A callback that only looks shall not change a bit; one that changed weights has its say, step by step
-    if not watched or is_evaluation(rollout_buffer, *evaluation):
-        store_evaluation(rollout_buffer, slice(None), *evaluation)
+    if not watched or is_evaluation(policy, rollout_buffer, acts):
+        store_evaluation(rollout_buffer, slice(None), *evaluate_all(policy, rollout_buffer, acts))
     with th.no_grad():
         values = self.policy.predict_values(th.as_tensor(new_obs))
     compute_returns_and_advantage(rollout_buffer, values.numpy().flatten(), dones)
@@ -105,21 +101,44 @@ def collect_fast(
     return True
 
 
-def stock_policy(algorithm: OnPolicyAlgorithm) -> NumpyPolicy:
-    policy = numpy_policy(algorithm.policy)
-    assert policy is not None, "the policy is not the stock MLP, or a callback has made it another"
-    return policy
+class TorchPolicy:
+    """Stands for a :class:`NumpyPolicy` where a callback has made the policy another than the stock one: z is its answer."""
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+
+    def is_current(self, policy: ActorCriticPolicy) -> bool:
+        return policy is self.policy
+
+    def noise(self, *shape: int) -> np.ndarray:
+        return np.empty(shape)
+
+    def act(self, observations: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, Any]:
+        with th.no_grad():
+            actions, *evaluation = self.policy(obs_as_tensor(observations, self.policy.device))
+        return actions.cpu().numpy(), evaluation
+
+    def evaluate(self, observations: Any, z: Any, actions: np.ndarray) -> Any:
+        return z
+
+
+def actor_of(algorithm: OnPolicyAlgorithm) -> NumpyPolicy | TorchPolicy:
+    return numpy_policy(algorithm.policy) or TorchPolicy(algorithm.policy)
+
+
+def clipped(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
+    return np.minimum(np.maximum(actions, space.low), space.high) if isinstance(space, spaces.Box) else actions
 
 
 def can_look(callback: BaseCallback) -> bool:
     """
     Whether someone may read local variables or change weights within a rollout: whoever passed a callback to ``learn``,
-    unless it says by an attribute ``blind`` that it does neither.
+    unless it says by an attribute ``ignores_rollout_steps = True`` that it does neither.
     """
     if isinstance(callback, CallbackList):
         return any(can_look(part) for part in callback.callbacks)
     nobody = isinstance(callback, ConvertCallback) and callback.callback is None
-    return not (nobody or isinstance(callback, ProgressBarCallback) or getattr(callback, "blind", False))
+    return not (nobody or type(callback) is ProgressBarCallback or getattr(callback, "ignores_rollout_steps", False))
 
 
 def ended_by_time_limit(info: dict[str, Any]) -> bool:
@@ -145,9 +164,18 @@ def store_evaluation(buffer: RolloutBuffer, steps: slice, values: th.Tensor, log
     buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
 
 
-def is_evaluation(buffer: RolloutBuffer, values: th.Tensor, log_probs: th.Tensor) -> bool:
-    """Whether this is what the buffer holds already, up to rounding."""
-    held = ((buffer.values, values), (buffer.log_probs, log_probs))
+def evaluate_all(policy: NumpyPolicy | TorchPolicy, buffer: RolloutBuffer, acts: list[tuple[np.ndarray, Any]]) -> Any:
+    """Values and log-probabilities of a whole rollout."""
+    observations = buffer.observations.reshape(-1, *buffer.obs_shape)
+    actions, z = (np.concatenate(arrays) for arrays in zip(*acts, strict=True))
+    return policy.evaluate(observations, z, actions)
+
+
+def is_evaluation(policy: NumpyPolicy | TorchPolicy, buffer: RolloutBuffer, acts: list[tuple[np.ndarray, Any]]) -> bool:
+    """Whether what the buffer holds, step by step, is what the policy says now of all steps, up to rounding."""
+    if not (isinstance(policy, NumpyPolicy) and all(isinstance(z, np.ndarray) for _, z in acts)):
+        return False
+    held = zip((buffer.values, buffer.log_probs), evaluate_all(policy, buffer, acts), strict=True)
     return all(np.allclose(old, new.numpy().reshape(old.shape), rtol=1e-5, atol=1e-5) for old, new in held)
 
 
@@ -177,11 +205,10 @@ def check_rollout(buffer: RolloutBuffer, last_obs: Observations | None) -> None:
     :param last_obs: the observation behind the last step of the buffer
     :raises NonFiniteError: for the first quantity, in the order of cause and effect, that holds a NaN or an infinity
     """
-    names = ["observations", "actions", "rewards", "values", "log_probs", "advantages", "returns"]
     collected = buffer.buffer_size if buffer.full else buffer.pos
-    _check("observations", last_obs, lambda env, *_: f"at step {collected} of environment {env} in this rollout")
-    for name in names:
-        _check(name, getattr(buffer, name, None), _place(buffer))
+    _check("observations", last_obs, lambda env, *_: _place(collected, env))
+    for name in ("observations", "actions", "rewards", "values", "log_probs", "advantages", "returns"):
+        _check(name, getattr(buffer, name, None), _where(buffer, name))
 
 
 def _check(name: str, values: Observations | None, where: Callable[..., str]) -> None:
@@ -191,8 +218,14 @@ def _check(name: str, values: Observations | None, where: Callable[..., str]) ->
         require_finite(label, th.as_tensor(array), where)
 
 
-def _place(buffer: RolloutBuffer) -> Callable[..., str]:
-    if not buffer.generator_ready:
-        return lambda step, env, *_: f"at step {step} of environment {env} in this rollout"
-    # get() has put the steps of one environment after those of another
-    return lambda row, *_: f"at step {row % buffer.buffer_size} of environment {row // buffer.buffer_size} in this rollout"
+def _place(step: int, env: int) -> str:
+    return f"at step {step} of environment {env} in this rollout"
+
+
+def _where(buffer: RolloutBuffer, name: str) -> Callable[..., str]:
+    if name == "rewards":  # the only one of these arrays that get() leaves as it is
+        hint = "; where an episode ends by a time limit, V of its terminal observation is in the reward"
+        return lambda step, env: _place(step, env) + hint
+    if buffer.generator_ready:  # get() has put the steps of one environment behind those of another
+        return lambda row, *_: _place(row % buffer.buffer_size, row // buffer.buffer_size)
+    return lambda step, env, *_: _place(step, env)

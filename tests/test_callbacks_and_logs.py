@@ -257,10 +257,10 @@ def test_log_of_a_refused_step_says_so_and_why(tmp_path):
     assert "train/kl_divergence_loss" not in tensorboard_values(tmp_path)
 
 
-def test_divergence_of_an_earlier_step_does_not_pass_for_that_of_a_refused_one():
+def test_divergence_of_an_earlier_step_does_not_pass_for_that_of_a_refused_one(tmp_path):
     """Logs are written every few updates only: what is not replaced stays from the last time."""
     model = MiniTRPO("MlpPolicy", reach(), **SMALL)
-    model.set_logger(configure(None, []))
+    model.set_logger(configure(str(tmp_path), ["stdout", "csv", "json"]))
     model.learn(64, log_interval=100)
     assert model.logger.name_to_value["train/step_outcome"] == "accepted"
     assert "train/kl_divergence_loss" in model.logger.name_to_value
@@ -269,6 +269,7 @@ def test_divergence_of_an_earlier_step_does_not_pass_for_that_of_a_refused_one()
     model.learn(64, log_interval=100)
     assert model.logger.name_to_value["train/is_line_search_success"] == 0.0
     assert "train/kl_divergence_loss" not in model.logger.name_to_value
+    model.dump_logs()
 
 
 def test_zero_gradient_is_told():

@@ -156,6 +156,25 @@ def test_a_fit_that_overflows_is_taken_back(fast, scale):
     assert all(th.equal(value[name], before[1]["state"][i][name]) for i, value in state.items() for name in value)
 
 
+def test_a_mask_of_infinities_is_no_overflow():
+    class Masked(Extractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self.register_buffer("mask", th.full((8,), -th.inf))
+
+    policy = make_policy(features_extractor_class=Masked)
+    assert fit_critic(policy, critic_of(policy), *data(), batch_size=32, n_epochs=1).accepted
+
+
+def test_an_interruption_leaves_modes_and_optimizer_in_order():
+    policy = make_policy()
+    policy.optimizer.step = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit_critic(policy, critic_of(policy), *data(), batch_size=32, n_epochs=1)
+    assert not policy.training
+    assert policy.optimizer.param_groups[0]["fused"] is None
+
+
 def test_no_pass_is_no_fit():
     policy = make_policy()
     before = flat_params(policy)

@@ -107,13 +107,13 @@ def test_weights_are_shared_and_a_replaced_one_is_noticed():
     fast = numpy_policy(policy)
     observation = np.ones((1, 5), dtype=np.float32)
     policy.value_net.bias.data += 1.0
-    assert fast.is_current()
+    assert fast.is_current(policy)
     with th.no_grad():
         expected = policy.predict_values(th.as_tensor(observation))
     actions, z = fast.act(observation, fast.head.noise(1, 1)[0])
     assert th.allclose(fast.evaluate(observation, z, actions)[0], expected)
     policy.value_net.bias.data = th.zeros(1)
-    assert not fast.is_current()
+    assert not fast.is_current(policy)
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
@@ -175,6 +175,14 @@ def hook_layer(policy):
     policy.action_net.register_forward_hook(lambda *_: None)
 
 
+def hook_gradient(policy):
+    policy.value_net.weight.register_hook(lambda grad: 0.0 * grad)
+
+
+def hook_backward(policy):
+    policy.value_net.register_full_backward_hook(lambda *_: None)
+
+
 def shadow_layer(policy):
     policy.value_net.forward = lambda x: x
 
@@ -191,7 +199,9 @@ def dropout(policy):
     policy.mlp_extractor.policy_net.append(nn.Dropout())
 
 
-@pytest.mark.parametrize("change", [shadow_method, hook_layer, shadow_layer, double, weight_norm, dropout])
+@pytest.mark.parametrize(
+    "change", [shadow_method, hook_layer, hook_gradient, hook_backward, shadow_layer, double, weight_norm, dropout]
+)
 def test_a_policy_that_was_changed_is_not_bypassed(change):
     policy = make_policy()
     assert numpy_policy(policy) is not None

@@ -1,12 +1,14 @@
 """Both ways to collect a rollout, field by field."""
 
 import copy
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -16,6 +18,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
 
 from sb3_minitrpo import MiniTRPO, NonFiniteError, rollout
 from sb3_minitrpo.numpy_policy import numpy_policy
@@ -101,7 +104,7 @@ def replay_in_torch(model: MiniTRPO, actions: np.ndarray) -> None:
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
 def test_the_buffer_holds_what_the_loop_of_sb3_fills_in(action_space, n_envs, normalize):
     fast, slow = (make_model(action_space, n_envs, fast, normalize) for fast in (True, False))
-    assert rollout.collects_fast(fast)
+    assert rollout.collects_fast(fast, fast.rollout_buffer, 64)
     slow.policy.load_state_dict(fast.policy.state_dict())
     fast.learn(64 * n_envs, callback=(callback := Locals()))
     actions = fast.rollout_buffer.actions
@@ -220,6 +223,92 @@ def test_weights_that_a_callback_changes_count_from_the_next_step(replace):
     values = model.rollout_buffer.values[:, 0]
     assert (values[:10] < 50).all()
     assert (values[10:] > 50).all()
+
+
+def collected_with(action: Callable[[MiniTRPO], None], fast: bool) -> MiniTRPO:
+    """A rollout, where a callback does something at step 10."""
+
+    class Meddle(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 10:
+                action(self.model)
+            return True
+
+    model = make_model(n_envs=1, fast=fast)
+    model._setup_learn(64)
+    callback = model._init_callback(Meddle())
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
+    return model
+
+
+def new_parameter(model):
+    model.policy.value_net.bias = nn.Parameter(th.full((1,), 100.0))
+
+
+def assigned_state(model):
+    state = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    state["value_net.bias"] += 100.0
+    model.policy.load_state_dict(state, assign=True)
+
+
+def new_layer(model):
+    model.policy.value_net = nn.Linear(64, 1)
+    nn.init.constant_(model.policy.value_net.bias, 100.0)
+
+
+def new_policy(model):
+    model.policy = copy.deepcopy(model.policy)
+    model.policy.value_net.bias.data += 100.0
+
+
+def unknown_layer(model):
+    model.policy.value_net = nn.Sequential(nn.Linear(64, 1))
+    nn.init.constant_(model.policy.value_net[0].bias, 100.0)
+
+
+@pytest.mark.parametrize("action", [new_parameter, assigned_state, new_layer, new_policy, unknown_layer])
+@pytest.mark.parametrize("fast", [True, False])
+def test_whatever_a_callback_makes_of_the_policy_counts_from_the_next_step(action, fast):
+    values = collected_with(action, fast).rollout_buffer.values[:, 0]
+    assert (values[:10] < 50).all()
+    assert (values[10:] > 50).all()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_hook_that_a_callback_registers_is_run(fast):
+    ran = []
+    collected_with(lambda model: model.policy.action_net.register_forward_hook(lambda *_: ran.append(1)), fast)
+    assert len(ran) >= 54
+
+    class AtTheStart(BaseCallback):
+        def _on_rollout_start(self):
+            self.model.policy.action_net.register_forward_hook(lambda *_: ran.append(1))
+
+        def _on_step(self):
+            return True
+
+    ran.clear()
+    make_model(n_envs=1, fast=fast).learn(64, callback=AtTheStart())
+    assert len(ran) >= 64
+
+
+@pytest.mark.parametrize("n_steps", [32, 64])
+def test_a_buffer_that_is_handed_over_is_the_one_that_counts(n_steps):
+    model = make_model(n_envs=1)
+    added = []
+
+    class Counting(RolloutBuffer):
+        def add(self, *args):
+            added.append(1)
+            super().add(*args)
+
+    model._setup_learn(64)
+    callback = model._init_callback(None)
+    buffer = Counting(64, model.observation_space, model.action_space, device="cpu")
+    assert model.collect_rollouts(model.env, callback, buffer, n_steps)
+    assert len(added) == n_steps
+    model.rollout_buffer.reset()
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
 
 
 def test_a_callback_can_stop_it():

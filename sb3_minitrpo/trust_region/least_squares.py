@@ -86,14 +86,15 @@ def gauss_newton_steps(
             if not 0.0 < predicted < math.inf:
                 break
 
-            before = flat_params(params)
-            set_flat_params(params, before + solution.x)
-            with th.no_grad():
-                ratio = (loss - mean_loss(residual())) / predicted
-            if ratio > 0.0:
-                taken += 1
-            else:  # also if it is not a number
-                set_flat_params(params, before)
+            before, ratio = flat_params(params), math.nan
+            try:
+                set_flat_params(params, before + solution.x)
+                with th.no_grad():
+                    ratio = (loss - mean_loss(residual())) / predicted
+            finally:
+                if not ratio > 0.0:  # also if it is not a number, or an error came in between
+                    set_flat_params(params, before)
+            taken += ratio > 0.0
             damping = adapted(damping, ratio)
         with th.no_grad():
             return RegressionInfo(2.0 * mean_loss(residual()), damping, taken)

@@ -90,6 +90,22 @@ def test_a_step_that_does_not_lower_the_loss_is_not_taken():
     assert th.equal(flat_params(network), before)
 
 
+def test_an_interruption_leaves_the_parameters_as_they_were():
+    network, states, targets = make_problem()
+    before = flat_params(network)
+    calls = []
+
+    def predict(states):
+        calls.append(1)
+        if len(calls) > 1 and not th.is_grad_enabled():
+            raise KeyboardInterrupt
+        return network(states)
+
+    with pytest.raises(KeyboardInterrupt):
+        gauss_newton_steps(network, predict, states, targets, list(network.parameters()))
+    assert th.equal(flat_params(network), before)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e15, 1e30, 3e38])
 def test_no_number_that_is_not_finite_is_left_behind(scale):
     network, states, targets = make_problem(th.float32)
