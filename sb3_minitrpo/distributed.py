@@ -8,10 +8,12 @@ is the identity; :func:`active` decides that, for all of them.
 
 import atexit
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
@@ -164,6 +166,7 @@ def from_rank_0(mine: T) -> T:
 @contextmanager
 def connected() -> Iterator[None]:
     """Say what it means that a collective operation failed. It takes all ranks, so this is rarely where the error is."""
+    leave_in_peace()
     try:
         yield
     except RuntimeError as error:
@@ -171,6 +174,17 @@ def connected() -> Iterator[None]:
             f"rank {rank()} of {n_ranks()} does not reach the others: one of them has failed, was killed, or did not "
             "answer within the timeout of the process group. The first error that another rank printed says why"
         ) from error
+
+
+@cache
+def leave_in_peace() -> None:
+    """
+    At the end of this process, let threads of gloo release the tensors of the last reductions.
+
+    They need the interpreter's lock for it, and abort the process if they come to ask for it when it is already shutting
+    down (seen with torch 2.13 in one of three runs; pull request 179291 of PyTorch tells of it).
+    """
+    atexit.register(time.sleep, 0.05)
 
 
 @contextmanager
@@ -240,10 +254,3 @@ def checksum(state: Any) -> int:
 
     add(state)
     return int.from_bytes(digest.digest(), "big") >> 2
-
-
-@atexit.register
-def _leave() -> None:
-    """A gloo group that is left to the interpreter's end sometimes aborts the process there."""
-    if active() and "nccl" not in dist.get_backend_config():
-        dist.destroy_process_group()
