@@ -179,7 +179,7 @@ def stop_on_signals(*signals: signal.Signals) -> Iterator[StopOnSignal]:
     :return: the callback to give to ``learn``
     """
     callback = StopOnSignal()
-    before = {number: signal.getsignal(number) for number in signals or (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in signals or (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for number, handler in before.items():

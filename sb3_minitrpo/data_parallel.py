@@ -57,13 +57,14 @@ def set_up_together(
     if not active():
         return setup(total_timesteps, callback, progress_bar=progress_bar)
     give_state_of_rank_0(algorithm)
+    total_timesteps = from_rank_0(total_timesteps)
     if rank() > 0:
         algorithm.set_logger(Logger(folder=None, output_formats=[]))
     callbacks = callbacks_here(callback)
     if progress_bar and rank() == 0:
         callbacks.append(CommonProgressBar())
     with pooled_statistics(algorithm.get_vec_normalize_env()), together():
-        return setup(from_rank_0(total_timesteps), callbacks, progress_bar=False)
+        return setup(total_timesteps, callbacks, progress_bar=False)
 
 
 def give_state_of_rank_0(algorithm: OnPolicyAlgorithm) -> None:

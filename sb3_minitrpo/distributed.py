@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from sb3_minitrpo.trust_region.updater import Average, average_here
 
@@ -45,7 +44,7 @@ def process_group(timeout: timedelta) -> Iterator[None]:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield
         return
-    store, own_rank, size = next(rendezvous("env://", timeout=timeout))
+    store, own_rank, size = next(dist.rendezvous("env://", timeout=timeout))
     # Without a rendezvous backend, torchrun keeps the store over a restart, with the addresses of processes that are gone
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group(store=store, rank=own_rank, world_size=size, timeout=timeout)
@@ -184,7 +183,7 @@ def leave_in_peace() -> None:
     They need the interpreter's lock for it, and abort the process if they come to ask for it when it is already shutting
     down (seen with torch 2.13 in one of three runs; pull request 179291 of PyTorch tells of it).
     """
-    atexit.register(time.sleep, 0.05)
+    atexit.register(time.sleep, 0.2)
 
 
 @contextmanager
@@ -236,7 +235,7 @@ def require_same(**states: Any) -> None:
 
 
 def checksum(state: Any) -> int:
-    """A number of 62 bits that depends on every bit of every tensor in a state dictionary or a list, however nested."""
+    """62 bits that depend on every bit of every tensor and plain value in a state dictionary or a list, however nested."""
     digest = blake2b(digest_size=8)
 
     def add(part: Any) -> None:
@@ -249,7 +248,7 @@ def checksum(state: Any) -> int:
                 add(value)
         elif isinstance(part, th.Tensor):
             digest.update(part.detach().cpu().reshape(-1).view(th.uint8).numpy().data)
-        else:
+        elif part is None or isinstance(part, bool | int | float | str):
             digest.update(repr(part).encode())
 
     add(state)

@@ -124,6 +124,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "reductions": per_iteration,
         "latency": time_of_reduction(1),
         "large": time_of_reduction(LARGE),
+        "load": os.getloadavg()[0],  # processes that wanted a core in the last minute, these among them
     }
 
 
