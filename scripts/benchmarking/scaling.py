@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch as th
 import torch.distributed as dist
-from provenance import command_line, provenance
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from provenance import command_line, provenance
 from sb3_minitrpo import MiniTRPO
 from sb3_minitrpo.distributed import n_ranks, process_group, rank
 
