@@ -144,7 +144,6 @@ class NumpyPolicy:
             raise ValueError(f"the policy gave parameters of the action distribution that are not finite: {z}")
         return actions, z
 
-    @BLAS.wrap(limits=1)
     def evaluate(self, observations: Array, z: Array, actions: Array) -> tuple[th.Tensor, th.Tensor]:
         """:return: values ``(n, 1)`` and log-probabilities ``(n,)``, as the torch policy's ``forward`` gives them"""
         log_probs = self.head.log_prob(z, actions)

@@ -7,17 +7,21 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_minitrpo.numpy_mlp import BLAS
 from sb3_minitrpo.numpy_policy import NumpyPolicy, numpy_policy
 from sb3_minitrpo.trust_region.checks import require_finite
 from sb3_minitrpo.trust_region.states import named_tensors
 
 Observations = np.ndarray | dict[str, np.ndarray]
+
+# Whose callbacks save, evaluate, count and stop, and read no more of a rollout than its dones and infos.
+LIBRARIES = ("stable_baselines3.common.callbacks", "rl_zoo3.callbacks")
 
 
 def collects_fast(algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, n_steps: int) -> bool:
@@ -133,12 +137,16 @@ def clipped(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
 def can_look(callback: BaseCallback) -> bool:
     """
     Whether someone may read local variables or change weights within a rollout: whoever passed a callback to ``learn``,
-    unless it says by an attribute ``ignores_rollout_steps = True`` that it does neither.
+    unless it is one of :data:`LIBRARIES`, or says by an attribute ``ignores_rollout_steps = True`` that it does neither.
     """
-    if isinstance(callback, CallbackList):
-        return any(can_look(part) for part in callback.callbacks)
-    nobody = isinstance(callback, ConvertCallback) and callback.callback is None
-    return not (nobody or type(callback) is ProgressBarCallback or getattr(callback, "ignores_rollout_steps", False))
+    if getattr(callback, "ignores_rollout_steps", False):
+        return False
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    if type(callback).__module__ not in LIBRARIES:
+        return True
+    children = [getattr(callback, "callback", None), getattr(callback, "callback_on_new_best", None)]
+    return any(can_look(child) for child in [*getattr(callback, "callbacks", ()), *children] if child is not None)
 
 
 def ended_by_time_limit(info: dict[str, Any]) -> bool:
@@ -168,7 +176,8 @@ def evaluate_all(policy: NumpyPolicy | TorchPolicy, buffer: RolloutBuffer, acts:
     """Values and log-probabilities of a whole rollout."""
     observations = buffer.observations.reshape(-1, *buffer.obs_shape)
     actions, z = (np.concatenate(arrays) for arrays in zip(*acts, strict=True))
-    return policy.evaluate(observations, z, actions)
+    with BLAS.limit(limits=1):
+        return policy.evaluate(observations, z, actions)
 
 
 def is_evaluation(policy: NumpyPolicy | TorchPolicy, buffer: RolloutBuffer, acts: list[tuple[np.ndarray, Any]]) -> bool:

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from rl_zoo3.callbacks import RawStatisticsCallback
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
+    CheckpointCallback,
     ConvertCallback,
+    EvalCallback,
+    EveryNTimesteps,
     ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -158,18 +163,40 @@ def test_timeouts_are_bootstrapped_and_terminations_are_not():
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
 def test_a_rollout_that_nobody_watches_is_the_same(action_space):
     """To the bit: a callback that only looks does not change a training."""
-    assert not rollout.can_look(CallbackList([ConvertCallback(None), ProgressBarCallback()]))
     watched = make_model(action_space).learn(128, callback=Locals()).rollout_buffer
     alone = make_model(action_space).learn(128).rollout_buffer
     for name in FIELDS:
         assert np.array_equal(getattr(watched, name), getattr(alone, name)), name
 
 
+class MyEvalCallback(EvalCallback):
+    """May do what it likes in its methods."""
+
+
+EVAL_ENV = make_vec_env("CartPole-v1")
+
+
 @pytest.mark.parametrize(
-    "callback", [Locals(), ConvertCallback(lambda *_: True), CallbackList([StopTrainingOnMaxEpisodes(1)])]
+    "callback",
+    [
+        Locals(),
+        ConvertCallback(lambda *_: True),
+        CallbackList([StopTrainingOnMaxEpisodes(1), Locals()]),
+        EveryNTimesteps(10, Locals()),
+        EvalCallback(EVAL_ENV, callback_on_new_best=Locals()),
+        MyEvalCallback(EVAL_ENV),
+    ],
+    ids=lambda callback: type(callback).__name__,
 )
 def test_whoever_may_look_is_shown(callback):
     assert rollout.can_look(callback)
+
+
+def test_callbacks_of_libraries_do_not_look():
+    stop = StopTrainingOnNoModelImprovement(3)
+    callbacks = [CheckpointCallback(10, "."), EvalCallback(EVAL_ENV, callback_after_eval=stop), RawStatisticsCallback()]
+    assert not rollout.can_look(CallbackList(callbacks))
+    assert not rollout.can_look(CallbackList([ConvertCallback(None), ProgressBarCallback(), StopTrainingOnMaxEpisodes(1)]))
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])

@@ -36,6 +36,8 @@ EVALUATION_SEED = 10_000  # is added to the run's: no episode of the evaluation 
 class Clock(BaseCallback):
     """Notes when each iteration began, what part of it was collection, and reports the steps done."""
 
+    ignores_rollout_steps = True  # for MiniTRPO: nothing here looks into a rollout, so it need not be shown
+
     def __init__(self, report_every: int, report: Callable[[int], None]):
         super().__init__()
         self.steps: list[int] = []
