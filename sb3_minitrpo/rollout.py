@@ -61,7 +61,7 @@ def collect_fast(
         acts.append((actions, z))
         if watched:
             obs_tensor = th.as_tensor(self._last_obs)
-            values, log_probs = policy.evaluate(self._last_obs, z, actions)
+            values, log_probs = policy.evaluate(self._last_obs, z, actions)  # type: ignore[arg-type]
             store_evaluation(rollout_buffer, slice(n_steps, n_steps + 1), values, log_probs)
 
         actions = actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
