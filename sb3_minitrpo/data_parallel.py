@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_minitrpo.distributed import (
     Moments,
     active,
+    calm_gloo,
     from_rank_0,
     gathered,
     moments_of,
@@ -56,6 +57,7 @@ def set_up_together(
     """
     if not active():
         return setup(total_timesteps, callback, progress_bar=progress_bar)
+    calm_gloo()
     give_state_of_rank_0(algorithm)
     total_timesteps = from_rank_0(total_timesteps)
     if rank() > 0:

@@ -11,10 +11,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
@@ -71,8 +72,8 @@ def average(mean: th.Tensor, n: int) -> th.Tensor:
     """
     if not active():
         return mean
-    sums = reduced(th.cat([mean.reshape(-1) * n, mean.new_tensor([n])]))
-    return (sums[:-1] / sums[-1]).reshape(mean.shape)
+    sums = reduced(th.cat([mean.reshape(-1), mean.new_ones(1)]).mul_(n))
+    return sums[:-1].div_(sums[-1]).reshape(mean.shape)
 
 
 def averaging() -> Average:
@@ -117,8 +118,8 @@ def pooled(moments: Moments) -> Moments:
 
 
 def reduced(values: th.Tensor) -> th.Tensor:
-    """The sum over all ranks of tensors of one shape."""
-    there = values.to(_device(values), copy=True)
+    """The sum over all ranks of tensors of one shape, which may be written into."""
+    there = values.to(_device(values))
     with connected():
         dist.all_reduce(there)
     return there.to(values.device)
@@ -184,6 +185,20 @@ def leave_in_peace() -> None:
     down (seen with torch 2.13 in one of three runs; pull request 179291 of PyTorch tells of it).
     """
     atexit.register(time.sleep, 0.2)
+
+
+def calm_gloo() -> None:
+    """
+    Let gloo's threads that watch the sockets take their turn behind the others.
+
+    Where one finds a lock taken, it tries again without a pause. With no more cores than ranks it thereby keeps the thread
+    that holds the lock from its core until the scheduler steps in, some milliseconds for each such reduction. As a batch
+    thread it has the same share of a core, but displaces nobody when it wakes up. Only Linux knows such threads.
+    """
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # threads end, and a container may forbid it
+            if name.read_text().strip() == "gloo_tcp_loop":
+                os.sched_setscheduler(int(name.parent.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 @contextmanager

@@ -4,8 +4,9 @@ Measure how fast MiniTRPO learns, next to sb3-contrib's TRPO: time and memory, w
 Every measurement is made in a process of its own, one at a time, on one thread unless said otherwise. Writes JSON, tables
 and a picture. Measure on a machine that does nothing else.
 
-Sections: learn() of both in turn, its parts and the floor (learn), train() as batches and networks grow (growth), and the
-number of threads (threads). A section that is measured again replaces what the folder has of it.
+Sections: learn() of both in turn, its parts and the floor (learn), train() as batches and networks grow (growth), the number
+of threads (threads), and training by one and by two processes (scaling). A section that is measured again replaces what the
+folder has of it.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --quick

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch as th
@@ -13,6 +14,8 @@ from sb3_minitrpo import distributed
 from sb3_minitrpo.distributed import Moments, RankError, moments_of
 from sb3_minitrpo.trust_region.updater import average_here
 from tests.ranks import Ranks
+
+THREADS = Path("/proc/self/task")
 
 
 def part_of(data: th.Tensor) -> th.Tensor:
@@ -154,3 +157,15 @@ def test_a_rank_that_is_gone_or_silent_is_an_error_of_the_others_within_the_time
         (message, seconds), _ = pair.run(leave_or_reduce, how)
     assert "rank 0 of 2 does not reach the others" in message
     assert seconds < 3.5
+
+
+def policies_of_threads():
+    distributed.calm_gloo()
+    return {path.read_text().strip(): os.sched_getscheduler(int(path.parent.name)) for path in THREADS.glob("*/comm")}
+
+
+@pytest.mark.skipif(not THREADS.exists(), reason="threads have no names here")
+def test_the_thread_of_gloo_that_spins_displaces_nobody(ranks):
+    for policies in ranks.run(policies_of_threads):
+        assert policies.pop("gloo_tcp_loop") == os.SCHED_BATCH
+        assert set(policies.values()) == {os.SCHED_OTHER}

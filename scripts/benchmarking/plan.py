@@ -24,6 +24,10 @@ NETWORKS = [[64, 64], [256, 256]]
 IMAGE_ACTIONS = 6
 IMAGES_ON_GPU = [2048, 16384]
 
+SCALING_TASK = "HumanoidStandup-v5"  # the environment takes most of the time
+RANKS = [1, 2]
+MODELLED_RANKS = [8, 64, 512]
+
 
 class Effort(NamedTuple):
     """
@@ -36,6 +40,8 @@ class Effort(NamedTuple):
     :param images: frames of an update of CnnPolicy
     :param actions: dimensions of the actions of updates
     :param thread_tasks: trainings that are timed with several numbers of threads
+    :param scaling_turns: of one process and of several
+    :param scaling_iterations: of each turn, after one that is not counted
     """
 
     repetitions: int = 15
@@ -45,6 +51,8 @@ class Effort(NamedTuple):
     images: int = 1024
     actions: Sequence[int] = (1, 6, 17)
     thread_tasks: Sequence[str] = ("CartPole-v1", "HalfCheetah-v5", "HalfCheetah-v5, networks of 256×256")
+    scaling_turns: int = 7
+    scaling_iterations: int = 6
 
 
 QUICK = Effort(
@@ -55,6 +63,8 @@ QUICK = Effort(
     images=32,
     actions=[6],
     thread_tasks=["HalfCheetah-v5"],
+    scaling_turns=1,
+    scaling_iterations=2,
 )
 
 
@@ -129,11 +139,22 @@ def update(contender: str, net_arch: list[int] | None, actions: int, samples: in
     return Job(name, "benchmarking.growth:measure", arguments, 1, seconds)
 
 
+def scaling_jobs(effort: Effort) -> list[Job]:
+    n_steps = effort.n_steps or 2048
+    arguments = {"env": SCALING_TASK, "n_steps": n_steps, "iterations": effort.scaling_iterations}
+    seconds = 8.0 + (1 + effort.scaling_iterations) * n_steps / 2000
+    return [
+        Job(f"turn {turn}, {ranks} ranks", "benchmarking.scaling:measure", {"ranks": ranks} | arguments, 1, seconds)
+        for turn in range(1, effort.scaling_turns + 1)
+        for ranks in RANKS
+    ]
+
+
 def network_name(net_arch: Sequence[int] | None) -> str:
     return "NatureCNN" if net_arch is None else "×".join(map(str, net_arch))
 
 
-SECTIONS = {"learn": learn_jobs, "growth": growth_jobs, "threads": thread_jobs}
+SECTIONS = {"learn": learn_jobs, "growth": growth_jobs, "threads": thread_jobs, "scaling": scaling_jobs}
 GPU_SECTION = "gpu"
 
 

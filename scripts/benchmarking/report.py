@@ -5,10 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarking.picture import draw_iterations
-from benchmarking.plan import BASELINE, GPU_SECTION, OURS, TASKS, ZOO_TASK
+from benchmarking.plan import BASELINE, GPU_SECTION, MODELLED_RANKS, OURS, SCALING_TASK, TASKS, ZOO_TASK
 from benchmarking.sections import Section
 from benchmarking.statistics import Spread
-from benchmarking.summary import PARTS, Growth, Learning, growths, learning, mean_ratios, thread_times
+from benchmarking.summary import (
+    PARTS,
+    Growth,
+    Learning,
+    Scaling,
+    growths,
+    learning,
+    mean_ratios,
+    modelled_seconds,
+    scalings,
+    thread_times,
+)
 
 ITERATIONS = f"""\
 Medians of one iteration, in seconds. *Actor* and *critic* are the parts of `train()`. The *floor* is stepping the
@@ -23,6 +34,15 @@ matrix: its solver stops at a relative residual, that of {BASELINE} in practice 
 THREADS = f"""\
 Median seconds of an iteration of {OURS}, quartiles in brackets. The default is what torch and NumPy take where
 `OMP_NUM_THREADS` is not set."""
+
+SCALING = f"""\
+Each rank has one environment, {SCALING_TASK}, and the same number of steps; one rank is a process without a group. Medians;
+*speed-up*, R times the time of one rank over that of R, by turns, quartiles in brackets. Time that a rank waits in a reduction
+for the other counts as reducing."""
+MODEL = """\
+**A model, not measured:** an iteration of R ranks around a ring takes the time outside of reductions, and for each reduction
+R − 1 times the latency l, and the bytes through the bandwidth β. l is either what a reduction takes in training, waiting and
+all, or where nothing else is done. It knows nothing of a network, nor of how much longer one waits for the slowest of many."""
 
 
 def write_report(out: Path, sections: dict[str, Section]) -> Path:
@@ -42,6 +62,8 @@ def write_report(out: Path, sections: dict[str, Section]) -> Path:
         parts.append(growth_part(sections[GPU_SECTION], "train() of CnnPolicy on a GPU"))
     if "threads" in sections:
         parts.append(threads_part(sections["threads"]))
+    if "scaling" in sections:
+        parts.append(scaling_part(sections["scaling"]))
     parts += ["## Origin", origin(sections)]
     path = out / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -146,6 +168,38 @@ def thread_entry(of_case: dict[str, tuple[int, Spread]], choice: str) -> str:
         return "–"
     used, seconds = of_case[choice]
     return with_quartiles(seconds) + (f", {used} threads" if choice.startswith("default") else "")
+
+
+def scaling_part(section: Section) -> str:
+    measured = scalings(section.cells)
+    header = ["ranks", "steps/s", "speed-up", "iteration, s", "rollout, s", "reducing, s", "reductions", "MiB"]
+    rows = [
+        [
+            str(one.ranks),
+            f"{one.steps_per_second:,.0f}",
+            with_quartiles(one.speed_up),
+            *(number(seconds) for seconds in (one.seconds, one.rollout, one.reducing)),
+            f"{one.calls:.0f}",
+            number(one.bytes / 2**20),
+        ]
+        for one in measured
+    ]
+    parts = ["## Several processes", table(header, rows), SCALING]
+    parts += [model_part(one) for one in measured if one.ranks == 2]
+    return "\n\n".join(parts)
+
+
+def model_part(pair: Scaling) -> str:
+    assert pair.latency is not None
+    assert pair.bandwidth is not None
+    latencies = [pair.reducing / pair.calls, pair.latency]
+    header = ["ranks", *(f"speed-up, l = {1e3 * latency:.2f} ms" for latency in latencies)]
+    alone = pair.speed_up.median * pair.seconds / pair.ranks
+    rows = [
+        [str(ranks), *(number(ranks * alone / modelled_seconds(pair, ranks, latency)) for latency in latencies)]
+        for ranks in MODELLED_RANKS
+    ]
+    return "\n\n".join([table(header, rows), MODEL + f" β = {pair.bandwidth / 2**20:.0f} MiB/s."])
 
 
 def origin(sections: dict[str, Section]) -> str:

@@ -121,5 +121,80 @@ def thread_times(cells: Iterable[Cell]) -> dict[str, dict[str, tuple[int, Spread
     return table
 
 
+class Scaling(NamedTuple):
+    """
+    A number of processes that train together.
+
+    :param ranks: how many
+    :param steps_per_second: of all of them
+    :param speed_up: R · t(1) / t(R), with t the seconds of an iteration, by turns
+    :param seconds: t(R)
+    :param rollout: seconds of it
+    :param reducing: seconds of it in reductions, waiting for other ranks included
+    :param calls: reductions in an iteration
+    :param bytes: that each rank gives to them
+    :param latency: seconds of a small reduction where nothing else is done; ``None`` for one process
+    :param bandwidth: of large reductions, bytes per second
+    """
+
+    ranks: int
+    steps_per_second: float
+    speed_up: Spread
+    seconds: float
+    rollout: float
+    reducing: float
+    calls: float
+    bytes: float
+    latency: float | None
+    bandwidth: float | None
+
+
+def scalings(cells: Iterable[Cell]) -> list[Scaling]:
+    """One for each number of ranks, over those turns that have all of these numbers."""
+    turns: dict[str, dict[int, dict[str, Any]]] = {}
+    for cell in cells:
+        turns.setdefault(cell["name"].partition(",")[0], {})[cell["arguments"]["ranks"]] = cell["result"]
+    numbers = sorted({ranks for turn in turns.values() for ranks in turn} | {1})
+    whole = [turn for turn in turns.values() if turn.keys() == set(numbers)]
+    return [scaling(ranks, [turn[ranks] for turn in whole], [turn[1] for turn in whole]) for ranks in numbers if whole]
+
+
+def scaling(ranks: int, results: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> Scaling:
+    def over_turns(name: str) -> float:
+        return median([median(result[name]) for result in results])
+
+    return Scaling(
+        ranks,
+        steps_per_second=results[0]["steps"] / over_turns("seconds"),
+        speed_up=ratio([ranks * median(one["seconds"]) for one in alone], [median(result["seconds"]) for result in results]),
+        seconds=over_turns("seconds"),
+        rollout=over_turns("rollout"),
+        reducing=over_turns("reducing"),
+        calls=over_turns("calls"),
+        bytes=over_turns("bytes"),
+        latency=over_turns("latency") if ranks > 1 else None,
+        bandwidth=over_turns("bandwidth") if ranks > 1 else None,
+    )
+
+
+def modelled_seconds(pair: Scaling, ranks: int, latency: float) -> float:
+    """
+    A model, not a measurement, of an iteration of R ranks that each have the work of one:
+
+        t(R) = own + calls · (R − 1) · l + bytes · 2 (R − 1)/R / β.
+
+    It is that of reductions around a ring, as gloo makes them: 2 (R − 1) messages one after the other, each of them the
+    R-th part of the vector (Thakur, Rabenseifner & Gropp, 2005, "Optimization of collective communication operations in
+    MPICH", section 4.5). It knows nothing of a network, nor of how much longer one waits for the slowest of many.
+
+    :param pair: what was measured with two ranks: own, the time outside of reductions; calls, bytes; β, bytes per second
+    :param ranks: R
+    :param latency: l, seconds of a small reduction between two ranks, so of two messages
+    """
+    assert pair.bandwidth is not None
+    own = pair.seconds - pair.reducing
+    return own + pair.calls * (ranks - 1) * latency + pair.bytes * 2 * (ranks - 1) / ranks / pair.bandwidth
+
+
 def median(values: Sequence[float]) -> float:
     return float(np.median(values))

@@ -85,6 +85,35 @@ def test_sizes_are_paired_and_those_without_a_partner_left_out():
     assert size.train == {"sb3-contrib": 6.0, "MiniTRPO": 2.0}
 
 
+def turn(number, ranks, seconds, reducing=0.0):
+    reductions = {"latency": 1e-3, "bandwidth": 1e9} if ranks > 1 else {}
+    result = {
+        "steps": 100 * ranks,
+        "seconds": [seconds, seconds, 99.0],
+        "rollout": [0.5, 0.5, 0.5],
+        "calls": [100, 100, 100],
+        "bytes": [1_000_000, 1_000_000, 1_000_000],
+        "reducing": [reducing, reducing, 99.0],
+    }
+    return {"name": f"turn {number}, {ranks} ranks", "arguments": {"ranks": ranks}, "result": result | reductions}
+
+
+def test_speed_up_is_of_equal_work_for_each_rank():
+    cells = [turn(1, 1, 1.0), turn(1, 2, 1.25, 0.25), turn(2, 1, 2.0), turn(2, 2, 2.0, 1.0), turn(3, 1, 7.0)]
+    alone, pair = summary.scalings(cells)  # the third turn has no second half
+    assert (alone.ranks, alone.seconds, alone.speed_up.median, alone.latency) == (1, 1.5, 1.0, None)
+    assert (pair.ranks, pair.seconds, pair.reducing, pair.calls) == (2, 1.625, 0.625, 100)
+    assert pair.speed_up == pytest.approx((1.8, 1.7, 1.9))  # of 2 · 1 / 1.25 and 2 · 2 / 2
+    assert pair.steps_per_second == 200 / 1.625
+
+
+def test_the_model_of_many_ranks():
+    _, pair = summary.scalings([turn(1, 1, 1.0), turn(1, 2, 1.25, 0.25)])
+    # 1 s of work, 100 reductions of 3 times 1 ms, and 6/4 of 1 MB at 1 GB/s
+    assert summary.modelled_seconds(pair, 4, 1e-3) == pytest.approx(1.0 + 0.3 + 0.0015)
+    assert summary.modelled_seconds(pair, 2, 0.0025) == pytest.approx(1.0 + 0.25 + 0.001)
+
+
 def test_numbers_have_three_digits():
     assert [number(x) for x in (0.012345, 1.0, 12.345, 99.96, 1234.5)] == ["0.0123", "1.00", "12.3", "100", "1234"]
     assert with_quartiles(spread([1.0, 2.0, 3.0])) == "2.00 [1.50, 2.50]"
@@ -193,6 +222,18 @@ def test_a_benchmark_from_the_command_line(tmp_path):
     assert "| CartPole-v1 | MiniTRPO |" in report
     assert "| 64×64 | 6 | 2,048 |" in report
     assert provenance["versions"]["torch"] in report
+
+
+def test_one_and_two_processes_from_the_command_line(tmp_path):
+    assert benchmark.main(["--sections", "scaling", "--quick", "--n-steps", "64", "--out", str(tmp_path)]) == 0
+    alone, pair = summary.scalings(read_section(tmp_path / "scaling.json").cells)
+    assert (alone.ranks, alone.calls, pair.ranks) == (1, 0, 2)
+    assert pair.calls > 20
+    assert pair.bytes > 1e6
+    assert 0 < pair.reducing < pair.seconds
+    report = (tmp_path / "report.md").read_text()
+    assert "| 1 | " in report
+    assert "| 512 | " in report
 
 
 def test_what_crashes_is_named_and_the_rest_is_measured(tmp_path, monkeypatch, capfd):
