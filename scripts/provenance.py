@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,22 @@ def provenance() -> dict[str, Any]:
         "machine": machine(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+
+
+def told(commands: Iterable[str], origin: dict[str, Any], threads: str) -> str:
+    """
+    A sentence for a report.
+
+    :param commands: what the measurements were made by; each is named once
+    :param origin: what :func:`provenance` gave for one of them
+    :param threads: how many there were for what
+    """
+    machine = origin["machine"]
+    return (
+        f"{', '.join(f'`{command}`' for command in dict.fromkeys(commands))} at commit {origin['commit']}, "
+        f"{origin['finished']}, on {machine['cpu']} ({machine['cores']} cores, {threads}, {machine['system']}) with "
+        f"{', '.join(f'{name} {version}' for name, version in origin['versions'].items())}."
+    )
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import provenance
 from benchmarking.picture import draw_iterations
 from benchmarking.plan import BASELINE, GPU_SECTION, MODELLED_RANKS, OURS, SCALING_TASK, TASKS, ZOO_TASK
 from benchmarking.sections import Section
@@ -204,15 +205,9 @@ def model_part(pair: Scaling) -> str:
 
 def origin(sections: dict[str, Section]) -> str:
     """Where the numbers come from: versions and machine are those of the first, and :func:`notes` says if others differ."""
-    commands = ", ".join(dict.fromkeys(f"`{section.command}`" for section in sections.values()))
-    provenance = next(iter(sections.values())).cells[0]["provenance"]
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = provenance["machine"]
-    return (
-        f"{commands} at commit {provenance['commit']}, {provenance['finished']}, on {machine['cpu']} "
-        f"({machine['cores']} cores, one thread for each measurement where nothing else is said, {machine['system']}) "
-        f"with {versions}."
-    )
+    first = next(iter(sections.values())).cells[0]["provenance"]
+    threads = "one thread for each measurement where nothing else is said"
+    return provenance.told((section.command for section in sections.values()), first, threads)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import provenance
 from comparison.pictures import draw_all, draw_task, looks_of
 from comparison.records import Record, RunSpec, file_name, write_atomically
 from comparison.summary import collect, complete, summarize
@@ -170,15 +171,9 @@ def warnings(records: Sequence[Record], missing: Sequence[RunSpec]) -> str:
 
 def origin(records: Sequence[Record]) -> str:
     """How the runs were made: versions and machine are those of the first, and :func:`warnings` says if others differ."""
-    provenance = records[0].provenance
-    commands = ", ".join(dict.fromkeys(f"`{record.provenance['command']}`" for record in records))
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = provenance["machine"]
-    return (
-        f"**Made by** {commands} at commit {provenance['commit']}, {provenance['finished']}, "
-        f"on {machine['cpu']} ({machine['cores']} cores, {machine['torch_threads']} thread for each run, "
-        f"{machine['system']}) with {versions}."
-    )
+    first = records[0].provenance
+    threads = f"{first['machine']['torch_threads']} thread for each run"
+    return "**Made by** " + provenance.told((record.provenance["command"] for record in records), first, threads)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
