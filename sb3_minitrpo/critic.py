@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from sb3_minitrpo.numpy_mlp import BLAS, regression_gradient
 from sb3_minitrpo.numpy_policy import NumpyPolicy, flat, numpy_policy
+from sb3_minitrpo.trust_region.averages import Average, average_here
+from sb3_minitrpo.trust_region.modes import evaluation_mode
 from sb3_minitrpo.trust_region.parameters import flatten, unflatten
 from sb3_minitrpo.trust_region.states import take
-from sb3_minitrpo.trust_region.updater import Average, average_here, evaluation_mode
 
 SMALL_BATCH = 512  # up to which a second thread does not pay
 Gradient = Callable[[th.Tensor], th.Tensor | float]  # rows of a minibatch ↦ its loss, the gradient left in .grad

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch as th
 import torch.distributed as dist
 
-from sb3_minitrpo.trust_region.updater import Average, average_here
+from sb3_minitrpo.trust_region.averages import Average, average_here
 
 T = TypeVar("T")
 

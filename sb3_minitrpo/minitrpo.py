@@ -32,9 +32,9 @@ from sb3_minitrpo.numpy_policy import fast_fisher_product
 from sb3_minitrpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_minitrpo.rollout import check_rollout, collect_fast, collects_fast
 from sb3_minitrpo.trust_region import StepInfo, TRPOConfig, TRPOUpdater
+from sb3_minitrpo.trust_region.config import check_setting
 from sb3_minitrpo.trust_region.fisher import fisher_product
 from sb3_minitrpo.trust_region.least_squares import INITIAL_DAMPING, gauss_newton_steps
-from sb3_minitrpo.trust_region.updater import check_setting
 
 SelfMiniTRPO = TypeVar("SelfMiniTRPO", bound="MiniTRPO")
 

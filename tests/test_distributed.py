@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from sb3_minitrpo import distributed
 from sb3_minitrpo.distributed import Moments, RankError, moments_of
-from sb3_minitrpo.trust_region.updater import average_here
+from sb3_minitrpo.trust_region.averages import average_here
 from tests.ranks import Ranks
 
 THREADS = Path("/proc/self/task")

@@ -5,11 +5,12 @@ Read :meth:`updater.TRPOUpdater.step` first, then what it calls: ``fisher``, ``c
 """
 
 from sb3_minitrpo.trust_region.checks import NonFiniteError
+from sb3_minitrpo.trust_region.config import TRPOConfig
 from sb3_minitrpo.trust_region.conjugate_gradient import conjugate_gradients
 from sb3_minitrpo.trust_region.gaussian_policy import GaussianPolicy
 from sb3_minitrpo.trust_region.joint import MultiCategorical
 from sb3_minitrpo.trust_region.parameters import flat_grad, flat_params, set_flat_params
-from sb3_minitrpo.trust_region.updater import StepInfo, TRPOConfig, TRPOUpdater
+from sb3_minitrpo.trust_region.updater import StepInfo, TRPOUpdater
 
 __all__ = [
     "GaussianPolicy",

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_minitrpo.trust_region.averages import Average, average_here
 from sb3_minitrpo.trust_region.conjugate_gradient import solve
 from sb3_minitrpo.trust_region.fisher import Product, gauss_newton_product
 from sb3_minitrpo.trust_region.joint import Block
+from sb3_minitrpo.trust_region.modes import evaluation_mode
 from sb3_minitrpo.trust_region.parameters import flat_params, flatten, set_flat_params
 from sb3_minitrpo.trust_region.states import States
-from sb3_minitrpo.trust_region.updater import Average, average_here, evaluation_mode
 
 INITIAL_DAMPING = 1.0
 DAMPING_RANGE = (1e-6, 1e6)

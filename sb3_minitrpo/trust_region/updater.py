@@ -1,96 +1,27 @@
 """One update of Trust Region Policy Optimization, on a batch of rollouts from anywhere."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from torch import nn
 from torch.distributions import Distribution
 
 from sb3_minitrpo.trust_region import joint
+from sb3_minitrpo.trust_region.averages import Average, average_here
 from sb3_minitrpo.trust_region.checks import require_finite
+from sb3_minitrpo.trust_region.config import TRPOConfig
 from sb3_minitrpo.trust_region.conjugate_gradient import solve
 from sb3_minitrpo.trust_region.fisher import Product, fisher_product
 from sb3_minitrpo.trust_region.line_search import backtracking_line_search
+from sb3_minitrpo.trust_region.modes import evaluation_mode
 from sb3_minitrpo.trust_region.parameters import flat_params, flatten, set_flat_params, trainable
 from sb3_minitrpo.trust_region.states import States, named_tensors, take
 
-Average = Callable[[th.Tensor, int], th.Tensor]
 FisherProduct = Callable[[nn.Module, Callable[[States], Distribution], States, Distribution, Sequence[th.Tensor]], Product]
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, Real) and 0.0 < float(value) < math.inf
-
-
-def _not_negative(value: Any) -> bool:
-    return isinstance(value, Real) and 0.0 <= float(value) < math.inf
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) >= 1
-
-
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_kl": (_positive, "a trust region has a size: pass a finite number above 0, such as 0.01"),
-    "cg_iters": (_count, "pass a whole number of at least 1, such as 10"),
-    "cg_damping": (_not_negative, "F + λI must stay positive definite: pass a finite number of at least 0, such as 0.1"),
-    "backtrack_coeff": (lambda x: _positive(x) and x < 1.0, "steps must shrink: pass a number in (0, 1), such as 0.8"),
-    "backtrack_iters": (_count, "pass a whole number of at least 1, such as 10"),
-    "accept_ratio": (lambda x: _not_negative(x) and x < 1.0, "pass a number in [0, 1), such as 0.1"),
-    "residual_tol": (_not_negative, "pass a finite number of at least 0, such as 1e-10"),
-    "ent_coef": (_not_negative, "pass a finite number of at least 0"),
-    "sub_sampling_factor": (_count, "pass a whole number of at least 1; 1 uses every state"),
-}
-
-
-def check_setting(field: str, value: Any, name: str | None = None) -> None:
-    """
-    :param field: a field of :class:`TRPOConfig`
-    :param value: the value to check
-    :param name: what the message calls it, if not ``field``
-    :raises ValueError: with the value and the remedy
-    """
-    holds, remedy = RULES[field]
-    if isinstance(value, bool) or not holds(value):
-        raise ValueError(f"{name or field}={value!r}: {remedy}")
-
-
-@dataclass(frozen=True)
-class TRPOConfig:
-    """
-    The settings of one update.
-
-    :param max_kl: δ, the largest mean KL(π₀ ‖ π_θ) of the joint action, in nats
-    :param cg_iters: the largest number of Fisher-vector products
-    :param cg_damping: λ in (F + λI) x = g
-    :param backtrack_coeff: α, the factor between two trials of the line search
-    :param backtrack_iters: the largest number of trials
-    :param accept_ratio: a trial must bring this part of the improvement that the gradient promises
-    :param residual_tol: the solver stops at ‖g − (F + λI)x‖ ≤ residual_tol · ‖g‖
-    :param ent_coef: weight of the entropy in the surrogate objective, per nat
-    :param sub_sampling_factor: F is averaged over every k-th state only; gradient and line search see all
-        (Schulman et al., 2015, appendix C)
-    :raises ValueError: for a value that cannot work
-    """
-
-    max_kl: float = 1e-2
-    cg_iters: int = 10
-    cg_damping: float = 1e-2
-    backtrack_coeff: float = 0.8
-    backtrack_iters: int = 15
-    accept_ratio: float = 0.1
-    residual_tol: float = 1e-10
-    ent_coef: float = 0.0
-    sub_sampling_factor: int = 1
-
-    def __post_init__(self) -> None:
-        for field in RULES:
-            check_setting(field, getattr(self, field))
 
 
 @dataclass(frozen=True)
@@ -157,11 +88,6 @@ class Start(NamedTuple):
     entropy: float
     dist: Distribution
     old_dist: Distribution
-
-
-def average_here(local_mean: th.Tensor, n: int) -> th.Tensor:
-    """The average over all data, where all data are here."""
-    return local_mean
 
 
 class TRPOUpdater:
@@ -377,15 +303,3 @@ def checked_batch(states: States, actions: th.Tensor, advantages: th.Tensor, old
     for name, tensor in tensors:
         require_finite(name, tensor, lambda row, *rest: f"in row {row}")
     return Batch(states, actions, advantages.detach(), old_logp.detach())
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Dropout off, batch normalisation by its running statistics; every module's own mode comes back afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
