@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -52,6 +53,7 @@ STEP_SETTINGS = {
 }
 COUNTS = {"n_steps": 1, "batch_size": 1, "n_critic_updates": 0, "gn_steps": 0, "gn_cg_steps": 1}  # and the least of each
 SMALLEST_KL = 1e-12  # for a schedule that has come to zero
+PER_DIMENSION = {"target_kl": 0.02, "cg_damping": 0.2}  # of the action: the defaults, chosen on the tasks of docs/comparison
 
 
 class MiniTRPO(OnPolicyAlgorithm):
@@ -60,8 +62,8 @@ class MiniTRPO(OnPolicyAlgorithm):
 
     Paper: https://arxiv.org/abs/1502.05477
 
-    Arguments, their order and defaults are those of ``sb3_contrib.TRPO``; those behind ``_init_setup_model`` are new.
-    ``target_kl`` and ``cg_damping`` are not in the same units: see the parameters.
+    Arguments and their order are those of ``sb3_contrib.TRPO``; those behind ``_init_setup_model`` are new. The defaults are
+    the same but for ``target_kl`` and ``cg_damping``, which are not in the same units: see the parameters.
 
     Where a ``torch.distributed`` process group is initialized, all its ranks train one model: each steps environments of
     its own, with seeds of its own, and every update is that of all their data. All ranks call ``learn``. Steps are counted
@@ -77,7 +79,8 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param gamma: Discount factor
     :param cg_max_steps: The largest number of Fisher-vector products in the conjugate gradient solver
     :param cg_damping: λ in (F + λI) x = g, where F is the Fisher matrix of whole actions. For actions of ``d``
-        dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step.
+        dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step. ``None``: 0.2 for each
+        dimension of an action (a Discrete one has one)
     :param line_search_shrinking_factor: Factor between the lengths of two trials of the line search, in (0, 1)
     :param line_search_max_iter: The largest number of trials of the line search
     :param n_critic_updates: Passes over the rollout to fit the value function
@@ -91,7 +94,8 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param normalize_advantage: Whether to bring advantages to mean 0 and standard deviation 1
     :param target_kl: δ, the largest mean KL divergence between the policies before and after an update, in nats: old
         from new, summed over action dimensions; it can be a function of the current progress remaining. For actions
-        of ``d`` dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step.
+        of ``d`` dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step. ``None``: 0.02
+        nats for each dimension of an action (a Discrete one has one)
     :param sub_sampling_factor: Average the Fisher matrix over every k-th sample only, to save time;
         gradient and line search see all samples
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -134,7 +138,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         batch_size: int = 128,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
-        cg_damping: float = 0.1,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
@@ -144,7 +148,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float | Schedule = 0.01,
+        target_kl: float | Schedule | None = None,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -224,7 +228,7 @@ class MiniTRPO(OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         """Also called by ``load``, whose keyword arguments replace saved ones."""
         for argument, field in STEP_SETTINGS.items():
-            value = getattr(self, argument)
+            value = self._setting(argument)
             check_setting(field, value(1.0) if argument == "target_kl" and callable(value) else value, name=argument)
         if self.critic not in ("adam", "gauss_newton"):
             raise ValueError(f"critic={self.critic!r}: pass 'adam' or 'gauss_newton'")
@@ -314,14 +318,21 @@ class MiniTRPO(OnPolicyAlgorithm):
         return CriticFit(fit.loss, accepted=fit.steps > 0)
 
     def _step_config(self) -> TRPOConfig:
-        settings = {field: getattr(self, argument) for argument, field in STEP_SETTINGS.items()}
+        settings = {field: self._setting(argument) for argument, field in STEP_SETTINGS.items()}
         settings["max_kl"] = self._current_target_kl()
         return TRPOConfig(**settings)
+
+    def _setting(self, argument: str) -> Any:
+        """What an argument of the step means for this action space."""
+        value = getattr(self, argument)
+        if value is None and argument in PER_DIMENSION:
+            return PER_DIMENSION[argument] * get_action_dim(self.action_space)
+        return value
 
     def _current_target_kl(self) -> float:
         """Read anew for each update, as the other settings are: they may be changed between two calls of ``learn``."""
         # The last rollout may overshoot the total, and schedules commonly end in zero: a region below rounding, then
-        value = FloatSchedule(self.target_kl)(max(self._current_progress_remaining, 0.0))
+        value = FloatSchedule(self._setting("target_kl"))(max(self._current_progress_remaining, 0.0))
         value = SMALLEST_KL if value == 0.0 else value
         check_setting("max_kl", value, name="target_kl")
         return value
@@ -361,8 +372,7 @@ class MiniTRPO(OnPolicyAlgorithm):
         record("train/cg_residual", step.cg_residual)
         record("train/entropy", step.entropy)
         record("train/is_critic_success", float(critic.accepted))
-        if callable(self.target_kl):
-            record("train/target_kl", self._current_target_kl())
+        record("train/target_kl", self._current_target_kl())
         if hasattr(self.policy, "log_std"):
             record("train/std", th.exp(self.policy.log_std).mean().item())
         record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -42,7 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps to train for, of all processes")
     parser.add_argument("--n-envs", type=int, default=1, help="environments stepped side by side, in each process")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target-kl", type=float, default=0.01, help="size of the trust region, in nats")
+    parser.add_argument(
+        "--target-kl", type=float, help="size of the trust region, in nats (default: 0.02 for each action dimension)"
+    )
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,

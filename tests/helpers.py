@@ -242,11 +242,18 @@ class WatchedTRPO(MiniTRPO):
         update = Update(
             kl=mean_kl(before, after, data.observations),
             improvement=objective(self, after, data) - objective(self, before, data),
-            bound=self.target_kl(progress) if callable(self.target_kl) else self.target_kl,
+            bound=bound_of(self.target_kl, progress, self.action_space),
             scale=float(advantages_of(self, data).abs().mean()),
             log=train_log(self),
         )
         self.updates = [*getattr(self, "updates", []), update]
+
+
+def bound_of(target_kl: Any, progress: float, space: spaces.Space) -> float:
+    """δ of an argument ``target_kl``, of which ``None`` is 0.02 nats for each of the numbers that make an action."""
+    if target_kl is None:
+        return 0.02 * np.size(space.sample())
+    return target_kl(progress) if callable(target_kl) else target_kl
 
 
 def train_log(model: OnPolicyAlgorithm) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 def test_constructor_is_that_of_contrib_with_additions_behind():
     ours, contribs = parameters_of(MiniTRPO), parameters_of(sb3_contrib.TRPO)
-    assert list(ours.items())[: len(contribs)] == list(contribs.items())
+    in_units_of_our_own = {"target_kl": None, "cg_damping": None}
+    assert list(ours.items())[: len(contribs)] == list((contribs | in_units_of_our_own).items())
     assert list(contribs)[-1] == "_init_setup_model"
     assert {"line_search_accept_ratio", "ent_coef"} <= set(list(ours)[len(contribs) :])
     assert all(ours[name] is not inspect.Parameter.empty for name in list(ours)[len(contribs) :])
@@ -262,6 +263,19 @@ def test_learning_rate_may_be_a_schedule_and_is_the_critics_alone():
     before = weights(model)
     model.train()
     assert moved(before, weights(model)) == actor_names(model)
+
+
+@pytest.mark.parametrize(("task", "dimensions"), [("Box", 3), ("Discrete", 1), ("MultiDiscrete", 2), ("MultiBinary", 3)])
+def test_the_default_region_grows_with_the_dimensions_of_an_action(task, dimensions):
+    def updated(**settings: Any) -> MiniTRPO:
+        return MiniTRPO("MlpPolicy", ACTION_SPACES[task](), **SMALL, **settings).learn(64)
+
+    default, told = updated(), updated(target_kl=0.02 * dimensions, cg_damping=0.2 * dimensions)
+    assert (default.target_kl, default.cg_damping) == (None, None)
+    assert train_log(default)["target_kl"] == pytest.approx(0.02 * dimensions)
+    assert train_log(default)["is_line_search_success"] == 1.0
+    assert not moved(weights(default), weights(told))
+    assert moved(weights(default), weights(updated(target_kl=0.02 * dimensions, cg_damping=0.1)))
 
 
 def test_target_kl_may_be_a_schedule():
