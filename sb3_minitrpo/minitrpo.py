@@ -53,7 +53,7 @@ STEP_SETTINGS = {
 }
 COUNTS = {"n_steps": 1, "batch_size": 1, "n_critic_updates": 0, "gn_steps": 0, "gn_cg_steps": 1}  # and the least of each
 SMALLEST_KL = 1e-12  # for a schedule that has come to zero
-PER_DIMENSION = {"target_kl": 0.02, "cg_damping": 0.2}  # of the action: the defaults, chosen on the tasks of docs/comparison
+PER_DIMENSION = {"target_kl": 0.02, "cg_damping": 0.15}  # of the action: the defaults, chosen on the tasks of docs/comparison
 
 
 class MiniTRPO(OnPolicyAlgorithm):
@@ -79,7 +79,7 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param gamma: Discount factor
     :param cg_max_steps: The largest number of Fisher-vector products in the conjugate gradient solver
     :param cg_damping: λ in (F + λI) x = g, where F is the Fisher matrix of whole actions. For actions of ``d``
-        dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step. ``None``: 0.2 for each
+        dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step. ``None``: 0.15 for each
         dimension of an action (a Discrete one has one)
     :param line_search_shrinking_factor: Factor between the lengths of two trials of the line search, in (0, 1)
     :param line_search_max_iter: The largest number of trials of the line search
