@@ -41,7 +41,7 @@ def register() -> None:
         from rl_zoo3 import exp_manager, hyperparams_opt, utils
     except ModuleNotFoundError as error:
         raise ImportError(f'{error}: MiniTRPO in the RL Zoo needs pip install "sb3_minitrpo[zoo]"') from error
-    if NAME in utils.ALGOS:
+    if NAME in hyperparams_opt.HYPERPARAMS_SAMPLER:
         return
     utils.ALGOS[NAME] = MiniTRPO
     hyperparams_opt.HYPERPARAMS_SAMPLER[NAME] = sample_params

@@ -72,8 +72,8 @@ def test_a_new_default_of_the_constructor_makes_another_run(monkeypatch):
 
     (before,) = plan("minitrpo")
     defaults = MiniTRPO.__init__.__defaults__
-    assert 0.01 in defaults
-    monkeypatch.setattr(MiniTRPO.__init__, "__defaults__", tuple(0.02 if value == 0.01 else value for value in defaults))
+    assert 0.95 in defaults
+    monkeypatch.setattr(MiniTRPO.__init__, "__defaults__", tuple(0.9 if value == 0.95 else value for value in defaults))
     (after,) = plan("minitrpo")
     assert before.name != after.name
 
