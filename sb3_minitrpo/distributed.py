@@ -189,15 +189,16 @@ def leave_in_peace() -> None:
 
 def calm_gloo() -> None:
     """
-    Let gloo's threads that watch the sockets take their turn behind the others.
+    Let the threads of gloo take their turn behind the others.
 
-    Where one finds a lock taken, it tries again without a pause. With no more cores than ranks it thereby keeps the thread
-    that holds the lock from its core until the scheduler steps in, some milliseconds for each such reduction. As a batch
-    thread it has the same share of a core, but displaces nobody when it wakes up. Only Linux knows such threads.
+    One of them watches the sockets, and where it finds a lock taken, it tries again without a pause. With no more cores than
+    ranks it thereby keeps the thread that holds the lock from its core until the scheduler steps in, some milliseconds for
+    each such reduction. Batch threads have the same share of a core, but displace nobody when they wake up. Only Linux knows
+    them.
     """
     for name in Path("/proc/self/task").glob("*/comm"):
         with suppress(OSError):  # threads end, and a container may forbid it
-            if name.read_text().strip() == "gloo_tcp_loop":
+            if "gloo" in name.read_text():
                 os.sched_setscheduler(int(name.parent.name), os.SCHED_BATCH, os.sched_param(0))
 
 
