@@ -1,13 +1,18 @@
 """From a settings file to runs."""
 
+from pathlib import Path
+
 import pytest
+import rl_zoo3
 import torch as th
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.distributions import kl_divergence, make_proba_distribution
 from torch.distributions import kl_divergence as joint_kl
 
 import compare
 from comparison.settings import averaged_dimensions, plan_runs, read_settings, target_returns
+from sb3_minitrpo import zoo
 from sb3_minitrpo.distributions import as_torch
 
 TASK = "CartPole-v1"
@@ -65,6 +70,17 @@ def test_each_change_makes_another_run():
     ]
     assert len({run.name, *(other.name for other in others)}) == 1 + len(others)
     assert plan("minitrpo", file=FILE | {TASK: FILE[TASK] | {"target_return": 1}})[0].name == run.name
+
+
+@pytest.mark.parametrize("task", ["Hopper", "HalfCheetah", "Walker2d", "Swimmer", "Ant"])
+def test_tuned_settings_are_those_of_the_zoo_and_of_our_file_for_it(task):
+    tuned = read_settings(compare.DEFAULT_SETTINGS.with_name("tuned.yml"))
+    ours = yaml.safe_load(zoo.SETTINGS.read_text())[f"{task}-v5"]
+    zoos = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml").read_text())[f"{task}-v4"]
+    for label, entry in (("minitrpo", ours), ("trpo", zoos | {"sub_sampling_factor": None})):
+        (run,) = plan(label, file=tuned, tasks=[f"{task}-v5"])
+        expected = {name: value for name, value in entry.items() if value is not None}
+        assert run.settings | {"n_timesteps": 0} == expected | {"n_timesteps": 0}
 
 
 def test_a_new_default_of_the_constructor_makes_another_run(monkeypatch):
