@@ -37,27 +37,25 @@ LAUNCHER = "launcher.txt"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--env", default="CartPole-v1", help="id of a Gymnasium environment, or module:id")
-    parser.add_argument("--steps", type=int, default=100_000, help="environment steps to train for, of all processes")
-    parser.add_argument("--n-envs", type=int, default=1, help="environments stepped side by side, in each process")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--target-kl", type=float, help="size of the trust region, in nats (default: 0.02 for each action dimension)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env", default="CartPole-v1", help="id of a Gymnasium environment, or module:id (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps, of all processes (%(default)s)")
+    parser.add_argument("--n-envs", type=int, default=1, help="environments side by side, in each process (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, action noise and environments (%(default)s)")
+    parser.add_argument("--target-kl", type=float, help="size of the trust region, in nats (0.02 for each action dimension)")
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="normalize observations and rewards (by default: for MuJoCo tasks)",
+        help="normalize observations and rewards (as the task is one of MuJoCo or not)",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder of this run is made")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder of this run is made (%(default)s)")
     parser.add_argument(
-        "--checkpoint-every", type=int, default=20_000, metavar="STEPS", help="the most steps that a crash may cost"
+        "--checkpoint-every", type=int, default=20_000, metavar="STEPS", help="the most that a crash may cost (%(default)s)"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of a run to go on with, by its own command line")
     parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long one process waits for another"
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long one process waits for another (%(default)s)"
     )
     args = parser.parse_args()
     for name in ("steps", "n_envs", "checkpoint_every"):
