@@ -17,6 +17,7 @@ from sb3_minitrpo.numpy_mlp import BLAS
 from sb3_minitrpo.numpy_policy import NumpyPolicy, numpy_policy
 from sb3_minitrpo.trust_region.checks import require_finite
 from sb3_minitrpo.trust_region.states import named_tensors
+from sb3_minitrpo.vec_normalize import stepper
 
 Observations = np.ndarray | dict[str, np.ndarray]
 
@@ -37,8 +38,8 @@ def collect_fast(
 
     The loop is that of Stable-Baselines3, step by step, and its local variables have the same names, since callbacks see
     them: that is also why the algorithm is called ``self`` here. What differs: noise is drawn for the whole rollout at
-    once, from torch's generator as before; the buffer is written to without detours; and values and log-probabilities,
-    of which only a callback could know before, are computed for the whole rollout at its end.
+    once, from torch's generator as before; VecNormalize and the buffer are written to without detours; and values and
+    log-probabilities, of which only a callback could know before, are computed for the whole rollout at its end.
 
     :param self: an algorithm for which :func:`collects_fast` holds
     :param env: the training environment
@@ -53,6 +54,7 @@ def collect_fast(
     policy = actor_of(self)
     noise = policy.noise(n_rollout_steps, env.num_envs)
     watched = can_look(callback)
+    step = stepper(env)
     acts: list[tuple[np.ndarray, Any]] = []
 
     n_steps = 0
@@ -66,7 +68,7 @@ def collect_fast(
 
         actions = actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         clipped_actions = clipped(self.action_space, actions)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        new_obs, rewards, dones, infos = step(clipped_actions)
         self.num_timesteps += env.num_envs
 
         callback.update_locals(locals())
