@@ -1,6 +1,7 @@
 """MiniTRPO: Trust Region Policy Optimization as an algorithm of Stable-Baselines3."""
 
 from functools import partial
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
@@ -219,11 +220,14 @@ class MiniTRPO(OnPolicyAlgorithm):
         self._check_arguments()
         super()._setup_model()
         for method in ("get_distribution", "predict_values"):
+            name = f"{self.policy_class.__name__}.{method}()"
+            remedy = "use a subclass of stable_baselines3.common.policies.ActorCriticPolicy"
             if not hasattr(self.policy, method):
-                raise ValueError(
-                    f"{self.policy_class.__name__} has no {method}(): use a subclass of "
-                    "stable_baselines3.common.policies.ActorCriticPolicy"
-                )
+                raise ValueError(f"there is no {name}: {remedy}")
+            others = list(signature(getattr(self.policy, method)).parameters.values())[1:]
+            required = [p.name for p in others if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+            if required:
+                raise ValueError(f"{name} asks for {', '.join(required)} besides observations: {remedy}, not a recurrent one")
 
     def _check_arguments(self) -> None:
         """Also called by ``load``, whose keyword arguments replace saved ones."""

@@ -290,8 +290,16 @@ class NumbersForDistribution(ActorCriticPolicy):
 
 
 def test_policy_class_without_a_distribution_is_told_at_construction():
-    with pytest.raises(ValueError, match=r"NoDistribution has no get_distribution\(\): .*ActorCriticPolicy"):
+    with pytest.raises(ValueError, match=r"there is no NoDistribution.get_distribution\(\): .*ActorCriticPolicy"):
         MiniTRPO(NoDistribution, ReachEnv(), device="cpu")
+
+
+def test_recurrent_policy_class_is_told_at_construction():
+    recurrent = pytest.importorskip("sb3_contrib.common.recurrent.policies").RecurrentActorCriticPolicy
+    with pytest.raises(
+        ValueError, match=r"RecurrentActorCriticPolicy.* lstm_states, episode_starts besides observations: .*recurrent"
+    ):
+        MiniTRPO(recurrent, ReachEnv(), device="cpu")
 
 
 def test_policy_that_gives_something_else_than_a_distribution_is_told():
