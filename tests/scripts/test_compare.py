@@ -77,7 +77,14 @@ def test_a_crashed_run_is_reported_and_the_others_go_on(tmp_path, short, capsys)
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_comparison_ends_its_processes_and_says_how_to_go_on(tmp_path, short, signal_sent):
     command = [sys.executable, SCRIPT, *short, "--steps", "100000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the suite runs in the background
+    )
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "logs").exists() and time.monotonic() < deadline:
