@@ -54,7 +54,7 @@ STEP_SETTINGS = {
 }
 COUNTS = {"n_steps": 1, "batch_size": 1, "n_critic_updates": 0, "gn_steps": 0, "gn_cg_steps": 1}  # and the least of each
 SMALLEST_KL = 1e-12  # for a schedule that has come to zero
-PER_DIMENSION = {"target_kl": 0.015, "cg_damping": 0.15}  # of the action: the defaults, chosen on the tasks of docs/comparison
+PER_DIMENSION = {"target_kl": 0.02, "cg_damping": 0.15}  # of the action: the defaults, chosen on the tasks of docs/comparison
 
 
 class MiniTRPO(OnPolicyAlgorithm):
@@ -95,7 +95,7 @@ class MiniTRPO(OnPolicyAlgorithm):
     :param normalize_advantage: Whether to bring advantages to mean 0 and standard deviation 1
     :param target_kl: δ, the largest mean KL divergence between the policies before and after an update, in nats: old
         from new, summed over action dimensions; it can be a function of the current progress remaining. For actions
-        of ``d`` dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step. ``None``: 0.015
+        of ``d`` dimensions this is ``d`` times the number that ``sb3_contrib.TRPO`` takes for the same step. ``None``: 0.02
         nats for each dimension of an action (a Discrete one has one)
     :param sub_sampling_factor: Average the Fisher matrix over every k-th sample only, to save time;
         gradient and line search see all samples

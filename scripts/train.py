@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps, of all processes (%(default)s)")
     parser.add_argument("--n-envs", type=int, default=1, help="environments side by side, in each process (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, action noise and environments (%(default)s)")
-    parser.add_argument("--target-kl", type=float, help="size of the trust region, in nats (0.015 for each action dimension)")
+    parser.add_argument("--target-kl", type=float, help="size of the trust region, in nats (0.02 for each action dimension)")
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,

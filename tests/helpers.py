@@ -250,9 +250,9 @@ class WatchedTRPO(MiniTRPO):
 
 
 def bound_of(target_kl: Any, progress: float, space: spaces.Space) -> float:
-    """δ of an argument ``target_kl``, of which ``None`` is 0.015 nats for each of the numbers that make an action."""
+    """δ of an argument ``target_kl``, of which ``None`` is 0.02 nats for each of the numbers that make an action."""
     if target_kl is None:
-        return 0.015 * np.size(space.sample())
+        return 0.02 * np.size(space.sample())
     return target_kl(progress) if callable(target_kl) else target_kl
 
 

@@ -270,12 +270,12 @@ def test_the_default_region_grows_with_the_dimensions_of_an_action(task, dimensi
     def updated(**settings: Any) -> MiniTRPO:
         return MiniTRPO("MlpPolicy", ACTION_SPACES[task](), **SMALL, **settings).learn(64)
 
-    default, told = updated(), updated(target_kl=0.015 * dimensions, cg_damping=0.15 * dimensions)
+    default, told = updated(), updated(target_kl=0.02 * dimensions, cg_damping=0.15 * dimensions)
     assert (default.target_kl, default.cg_damping) == (None, None)
-    assert train_log(default)["target_kl"] == pytest.approx(0.015 * dimensions)
+    assert train_log(default)["target_kl"] == pytest.approx(0.02 * dimensions)
     assert train_log(default)["is_line_search_success"] == 1.0
     assert not moved(weights(default), weights(told))
-    assert moved(weights(default), weights(updated(target_kl=0.015 * dimensions, cg_damping=0.1)))
+    assert moved(weights(default), weights(updated(target_kl=0.02 * dimensions, cg_damping=0.1)))
 
 
 def test_target_kl_may_be_a_schedule():
