@@ -1,4 +1,4 @@
-"""A step of VecNormalize, to the bit that of Stable-Baselines3, in a third of the time: at MuJoCo's speed it shows."""
+"""A step of VecNormalize, to the bit that of Stable-Baselines3, in half of the time: at MuJoCo's speed it shows."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,8 @@ def stepper(env: VecEnv) -> Callable[[np.ndarray], VecEnvStepReturn]:
     :return: ``env.step``, or a leaner way to the same numbers and statistics if ``env`` is Stable-Baselines3's own
         ``VecNormalize``, of arrays
     """
-    if type(env) is not VecNormalize or {"step", "step_async", "step_wait"} & vars(env).keys():
+    shadowed = any(callable(getattr(VecNormalize, name, None)) for name in vars(env))
+    if type(env) is not VecNormalize or shadowed:
         return env.step
     if type(env.ret_rms) is not RunningMeanStd or (env.norm_obs and type(env.obs_rms) is not RunningMeanStd):
         return env.step
